@@ -1,0 +1,3 @@
+"""Dense Prediction Cells."""
+
+__version__ = "0.1.0.dev0"

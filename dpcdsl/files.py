@@ -1,0 +1,77 @@
+"""Reading a text file, and writing one whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from dpcdsl.errors import DpcError, Source
+
+__all__ = ["read_text", "write_whole"]
+
+
+def read_text(path: Path, max_characters: int) -> Source:
+    """The text of a regular UTF-8 file. Raises :class:`DpcError` DPC060, DPC006 or DPC004."""
+    name = str(path)
+    try:
+        if path.exists() and not path.is_file():
+            raise DpcError.of("DPC060", f"{name} is not a file", hint="name a .dpc file")
+        with path.open("rb") as file:
+            data = file.read(4 * max_characters + 1)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise DpcError.of("DPC060", f"{name[:200]} cannot be read: {reason.lower()}") from None
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        if len(data) <= 4 * max_characters:
+            line = data.count(b"\n", 0, error.start) + 1
+            raise DpcError.of(
+                "DPC006",
+                f"the file is not UTF-8 text: byte {error.start}, line {line}",
+                place=name,
+                hint="save it as UTF-8",
+            ) from None
+        text = ""
+    if len(data) > 4 * max_characters or len(text) > max_characters:
+        raise DpcError.of(
+            "DPC004",
+            f"the file has more than {max_characters} characters",
+            place=name,
+            hint="split it into several files, or raise the limit (`max_characters`, `--max-characters`)",
+        )
+    return Source(name, text)
+
+
+def write_whole(path: Path, data: str | bytes) -> None:
+    """Write a file beside its place and rename it, so that no reader ever sees half of it.
+
+    A symbolic link is followed and stays a link; the permissions of a file that was there stay as they were.
+    """
+    target = Path(os.path.realpath(path))
+    try:
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:100]}.", suffix=".part")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data.encode("utf-8") if isinstance(data, str) else data)
+                file.flush()
+                os.fsync(file.fileno())
+            mode = target.stat().st_mode & 0o7777 if target.exists() else 0o666 & ~_umask()
+            os.chmod(name, mode)  # noqa: PTH101 (a name that mkstemp gave)
+            os.replace(name, target)  # noqa: PTH105
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise DpcError.of(
+            "DPC060",
+            f"{path} cannot be written: {(error.strerror or str(error)).lower()}",
+            hint="check that the folder exists and may be written to",
+        ) from None
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,301 @@
+"""Syntax tree to values: what every name means, and every mistake of a file told at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from lark import Token
+
+from dpcdsl import constraints
+from dpcdsl.cell import DEFAULT_FILTERS, tensor_index
+from dpcdsl.errors import DpcError, Source, Span, nearest
+from dpcdsl.operators import LARGEST_INTEGER, RESERVED_WORDS, kinds
+from dpcdsl.space import Slot, Space
+from dpcdsl.syntax import tree
+from dpcdsl.syntax.branches import check_count, read_cell, read_filters, read_slots
+from dpcdsl.syntax.choices import read_operators
+from dpcdsl.syntax.conditions import read_condition, required
+from dpcdsl.syntax.context import Context, Scope, Skip
+from dpcdsl.syntax.document import Definition, Document
+from dpcdsl.syntax.grammar import parse_tuple
+
+__all__ = ["LANGUAGE_VERSION", "Importer", "Template", "resolve_condition", "resolve_file", "resolve_reference"]
+
+#: The version of the language that this library reads.
+LANGUAGE_VERSION = 1
+
+#: Most conditions a space may gather.
+_MAX_CONDITIONS = 256
+
+#: Finds the definitions of an imported text: called with the import's source token and its place.
+Importer = Callable[[Token, Span], Document]
+
+
+@dataclass(frozen=True)
+class Template:
+    """A space that takes parameters: its tree, and the names that were known where it stands."""
+
+    source: Source = field(repr=False)
+    node: tree.SpaceNode = field(repr=False)
+    scope: Scope = field(repr=False)
+    parameters: Mapping[str, int | None]
+
+    def instantiate(self, name: str, given: Mapping[str, int]) -> Space:
+        for parameter, value in given.items():
+            if parameter not in self.parameters:
+                raise _unknown_parameter(name, parameter, self.parameters)
+            if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= LARGEST_INTEGER:
+                raise DpcError.of("DPC017", f"`{parameter}` must be a whole number, not {value!r}")
+        values = {**self.parameters, **given}
+        for parameter, default in values.items():
+            if default is None:
+                raise DpcError.of(
+                    "DPC034", f"`{name}` needs its parameter `{parameter}`", hint=f"for example `{name}({parameter}=5)`"
+                )
+        c = Context(self.source, self.scope)
+        space = read_space_value(c, self.node, {k: v for k, v in values.items() if v is not None})
+        c.finish()
+        assert space is not None
+        return space
+
+
+def resolve_file(source: Source, node: tree.FileNode, importer: Importer) -> Document:
+    """The document of a parsed text. Raises one :class:`DpcError` with every mistake in it."""
+    c = Context(source, {})
+    read_version(c, node.version)
+    own: dict[str, Definition] = {}
+    c.later = _names_defined(node)
+    for item in node.items:
+        for definition in read_item(c, item, importer):
+            own[definition.name] = definition
+    c.finish()
+    return Document(source, own)
+
+
+def resolve_condition(source: Source, node: tree.ConditionNode, scope: Scope) -> constraints.Constraint:
+    c = Context(source, scope)
+    condition = read_condition(c, node, {})
+    c.finish()
+    assert condition is not None
+    return condition
+
+
+def resolve_reference(
+    source: Source, reference: tree.Reference, condition: tree.ConditionNode | None, scope: Scope
+) -> Space:
+    c = Context(source, scope)
+    space = read_derived(c, reference, condition, {})
+    c.finish()
+    assert space is not None
+    return space
+
+
+def read_version(c: Context, number: Token | None) -> None:
+    if number is not None and (len(number) > 9 or int(number) != LANGUAGE_VERSION):
+        c.report(
+            "DPC005",
+            f"this is version {str(number)[:20]} of the language, and version {LANGUAGE_VERSION} is known here",
+            number,
+            f"install a newer dpcdsl, or write `dpc {LANGUAGE_VERSION}`",
+        )
+
+
+def read_item(c: Context, item: tree.Item, importer: Importer) -> list[Definition]:
+    try:
+        match item:
+            case tree.ImportNode():
+                read_import(c, item, importer)
+                return []
+            case tree.CellNode():
+                made = read_cell(c, item)
+            case tree.OpsNode():
+                made = read_ops(c, item)
+            case tree.SpaceNode():
+                made = read_space(c, item)
+    except Skip:
+        # The name is known all the same: what uses it is not to blame.
+        made = None
+    name = getattr(item, "name", None)
+    if name is not None:
+        define(c, name, made)
+    return [made] if made is not None else []
+
+
+def define(c: Context, name: Token, made: Definition | None) -> None:
+    known = c.scope.get(name)
+    if name in RESERVED_WORDS or name == "_" or tensor_index(name) is not None:
+        c.report("DPC033", f"`{name}` is a word of the language and cannot be a name", name, "choose another name")
+    elif name in kinds():
+        c.report("DPC033", f"`{name}` is an operator and cannot be another name", name, "choose another name")
+    elif known is not None:
+        line = "by an import" if name in c.imported else f"in line {known.span.position[0]}"
+        c.report("DPC030", f"`{name}` is defined already, {line}", name, "choose another name")
+    c.scope[str(name)] = made or Definition(str(name), None, c.span(name))
+
+
+def read_import(c: Context, node: tree.ImportNode, importer: Importer) -> None:
+    try:
+        document = importer(node.source, c.span(node.source))
+    except DpcError as error:
+        c.adopt(error, node.source)
+        document = None
+    for name, alias in node.names:
+        own = alias or name
+        if document is not None and name not in document.definitions:
+            near = nearest(name, document.definitions)
+            c.report(
+                "DPC037",
+                f"{node.source} does not define `{name}`" + (f"; did you mean `{near}`?" if near else ""),
+                name,
+                "it defines " + ", ".join(f"`{n}`" for n in list(document.definitions)[:12] if n),
+            )
+        define(c, own, document.definitions.get(name) if document else None)
+        c.imported.add(str(own))
+
+
+def read_ops(c: Context, node: tree.OpsNode) -> Definition:
+    return Definition(str(node.name), read_operators(c, node.operators, {}), c.span(node.name))
+
+
+def read_space(c: Context, node: tree.SpaceNode) -> Definition:
+    parameters: dict[str, int | None] = {}
+    for formal in node.formals:
+        if formal.name in parameters:
+            c.report("DPC016", f"the parameter `{formal.name}` is named twice", formal.name)
+        if formal.name in RESERVED_WORDS or tensor_index(formal.name) is not None:
+            c.report("DPC033", f"`{formal.name}` is a word of the language", formal.name, "choose another name")
+        default = c.integer(formal.default, {}, 0) if formal.default is not None else None
+        parameters[str(formal.name)] = default
+    scope = {name: d for name, d in c.scope.items() if name in _names_used(node)}
+    template = Template(c.source, node, scope, parameters)
+    env = {name: 1 if value is None else value for name, value in parameters.items()}
+    value = read_space_value(c, node, env)
+    if value is None:
+        raise Skip
+    complete = None not in parameters.values()
+    return Definition(str(node.name), value if complete else None, c.span(node.name), template=template)
+
+
+def read_space_value(c: Context, node: tree.SpaceNode, env: Mapping[str, int]) -> Space | None:
+    if node.base is not None:
+        return read_derived(c, node.base, node.condition, env)
+    slots: list[Slot] = []
+    conditions: list[constraints.Constraint] = []
+    filters: int | None = None
+    failed = False
+    for statement in node.statements:
+        try:
+            match statement:
+                case tree.FiltersNode():
+                    filters = read_filters(c, statement, filters, env)
+                case tree.RequireNode():
+                    conditions.append(required(c, statement.condition, env))
+                case tree.BranchNode():
+                    slots += read_slots(c, statement, slots, env)
+        except Skip:
+            failed = True
+    at = c.span(node.name)
+    if not failed:
+        check_count(c, len(slots), "space", at)
+    if failed:
+        return None
+    return make_space(c, slots, filters, conditions, at)
+
+
+def make_space(
+    c: Context, slots: Sequence[Slot], filters: int | None, conditions: Sequence[constraints.Constraint], at: Span
+) -> Space | None:
+    if len(conditions) > _MAX_CONDITIONS:
+        c.fail("DPC025", f"a space has at most {_MAX_CONDITIONS} conditions", at)
+    try:
+        return Space(
+            slots=tuple(slots),
+            filters=DEFAULT_FILTERS if filters is None else filters,
+            constraints=tuple(conditions),
+        )
+    except DpcError as error:
+        c.adopt(error, at)
+        return None
+
+
+def read_derived(
+    c: Context, reference: tree.Reference, condition: tree.ConditionNode | None, env: Mapping[str, int]
+) -> Space | None:
+    """``base(B = 8) where …``."""
+    try:
+        definition = c.lookup(reference.name)
+        given: dict[str, int] = {}
+        for name, value in reference.arguments:
+            if name in given:
+                c.fail("DPC016", f"`{name}` is given twice", name)
+            if name not in definition.parameters:
+                error = _unknown_parameter(str(reference.name), str(name), definition.parameters)
+                d = error.diagnostics[0]
+                c.fail(d.code, d.message, name, d.hint)
+            given[str(name)] = c.integer(value, env, 0)
+        try:
+            base = definition.space(**given)
+        except DpcError as error:
+            for d in error.diagnostics:  # told where the parameters were given
+                c.report(d.code, d.message, reference.name, d.hint)
+            raise Skip from None
+        c.spend(len(base.slots), reference.name)
+    except Skip:
+        base = None
+    try:
+        added = [] if condition is None else [required(c, condition, env)]
+    except Skip:
+        return None
+    if base is None:
+        return None
+    if not added:
+        return base
+    return make_space(c, base.slots, base.filters, [*base.constraints, *added], c.span(reference.name))
+
+
+def _unknown_parameter(name: str, parameter: str, known: Iterable[str]) -> DpcError:
+    known = list(known)
+    near = nearest(parameter, known)
+    return DpcError.of(
+        "DPC034",
+        f"`{name}` has no parameter `{parameter[:40]}`" + (f"; did you mean `{near}`?" if near else ""),
+        hint="its parameters: " + ", ".join(f"`{k}`" for k in known) if known else "it takes none",
+    )
+
+
+def _names_defined(node: tree.FileNode) -> dict[str, Token]:
+    found: dict[str, Token] = {}
+    for item in node.items:
+        if not isinstance(item, tree.ImportNode) and item.name is not None:
+            found.setdefault(str(item.name), item.name)
+    return found
+
+
+def _names_used(node: tree.SpaceNode) -> set[str]:
+    """Names that a space's text mentions: what its template has to remember."""
+    names: set[str] = set()
+    if node.base is not None:
+        names.add(str(node.base.name))
+    for statement in node.statements:
+        if isinstance(statement, tree.BranchNode):
+            try:
+                names.update(str(term.kind) for term in parse_tuple(str(statement.text)).operators.terms)
+            except DpcError:
+                continue  # reported where the branch is read
+    pending = list(tree.conditions_of(node))
+    while pending:
+        condition = pending.pop()
+        match condition:
+            case tree.ComparisonNode():
+                for argument in condition.measure.arguments:
+                    if isinstance(argument, tree.Alternatives):
+                        names.update(str(term.kind) for term in argument.terms)
+                    elif isinstance(argument, tree.InlineCell):
+                        for token in argument.tuples:
+                            names.update(str(term.kind) for term in parse_tuple(str(token)).operators.terms)
+            case tree.NotNode():
+                pending.append(condition.part)
+            case _:
+                pending.extend(condition.parts)
+    return names

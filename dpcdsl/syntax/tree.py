@@ -1,0 +1,257 @@
+"""The syntax tree: what was written, with the place of every word, before it is known to mean anything.
+
+Leaves are Lark tokens: strings that know their ``start_pos`` and ``end_pos``. Places inside a branch tuple count from
+its opening parenthesis, because one parsed tuple stands for every equal text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from lark import Token
+
+__all__ = [
+    "AllOfNode",
+    "Alternatives",
+    "AnyOfNode",
+    "Argument",
+    "Axis",
+    "AxisSet",
+    "BranchNode",
+    "CellNode",
+    "ComparisonNode",
+    "ConditionNode",
+    "FileNode",
+    "FiltersNode",
+    "Formal",
+    "ImportNode",
+    "InlineCell",
+    "Interval",
+    "Item",
+    "KeywordArgument",
+    "MeasureNode",
+    "NotNode",
+    "OpsNode",
+    "ParameterNode",
+    "Reference",
+    "RequireNode",
+    "SpaceNode",
+    "Statement",
+    "Term",
+    "TupleNode",
+    "end_of",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """``3``, ``3..21`` or ``3..21 step 3``."""
+
+    first: Token
+    last: Token | None
+    step: Token | None
+
+
+@dataclass(frozen=True, slots=True)
+class AxisSet:
+    opening: Token
+    intervals: tuple[Interval, ...]
+    closing: Token
+
+
+Axis: TypeAlias = Token | AxisSet
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterNode:
+    """``rate 1x6`` (the height is a PAIR token), ``groups 4``, or ``rate {1, 3} x {6}``."""
+
+    name: Token
+    height: Axis
+    width: Axis | None
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """An operator or the name of a set, with its parameters."""
+
+    kind: Token
+    parameters: tuple[ParameterNode, ...]
+
+    @property
+    def end(self) -> int:
+        if not self.parameters:
+            return end_of(self.kind)
+        last = self.parameters[-1]
+        axis = last.width or last.height
+        return end_of(axis.closing if isinstance(axis, AxisSet) else axis)
+
+
+@dataclass(frozen=True, slots=True)
+class Alternatives:
+    terms: tuple[Term, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TupleNode:
+    """``(X, OP, Y)``."""
+
+    inputs: tuple[Token, ...]
+    braced: bool
+    operators: Alternatives
+    output: Token
+
+
+@dataclass(frozen=True, slots=True)
+class FiltersNode:
+    keyword: Token
+    count: Token
+
+
+@dataclass(frozen=True, slots=True)
+class BranchNode:
+    """A tuple, still as one token, with what stands before it."""
+
+    optional: Token | None
+    count: Token | None
+    text: Token
+
+
+@dataclass(frozen=True, slots=True)
+class KeywordArgument:
+    name: Token
+    value: Token
+
+
+@dataclass(frozen=True, slots=True)
+class InlineCell:
+    tuples: tuple[Token, ...]
+
+
+Argument: TypeAlias = KeywordArgument | Alternatives | InlineCell
+
+
+@dataclass(frozen=True, slots=True)
+class MeasureNode:
+    name: Token
+    arguments: tuple[Argument, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ComparisonNode:
+    measure: MeasureNode
+    relation: Token
+    bound: Token
+    depth: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class AnyOfNode:
+    parts: tuple[ConditionNode, ...]
+    depth: int
+
+
+@dataclass(frozen=True, slots=True)
+class AllOfNode:
+    parts: tuple[ConditionNode, ...]
+    depth: int
+
+
+@dataclass(frozen=True, slots=True)
+class NotNode:
+    keyword: Token
+    part: ConditionNode
+    depth: int
+
+
+ConditionNode: TypeAlias = ComparisonNode | AnyOfNode | AllOfNode | NotNode
+
+
+@dataclass(frozen=True, slots=True)
+class RequireNode:
+    keyword: Token
+    condition: ConditionNode
+
+
+Statement: TypeAlias = FiltersNode | BranchNode | RequireNode
+
+
+@dataclass(frozen=True, slots=True)
+class ImportNode:
+    keyword: Token
+    source: Token
+    names: tuple[tuple[Token, Token | None], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CellNode:
+    """A named cell, or the bare tuples of a file (then ``name`` is None)."""
+
+    keyword: Token | None
+    name: Token | None
+    statements: tuple[Statement, ...]
+    closing: Token | None
+
+
+@dataclass(frozen=True, slots=True)
+class OpsNode:
+    keyword: Token
+    name: Token
+    operators: Alternatives
+
+
+@dataclass(frozen=True, slots=True)
+class Formal:
+    name: Token
+    default: Token | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """``dpc`` or ``dpc(B = 8)``."""
+
+    name: Token
+    arguments: tuple[tuple[Token, Token], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SpaceNode:
+    """A space with a body (``statements``), or one derived from another (``base``)."""
+
+    keyword: Token
+    name: Token
+    formals: tuple[Formal, ...]
+    statements: tuple[Statement, ...] = ()
+    closing: Token | None = None
+    base: Reference | None = None
+    condition: ConditionNode | None = None
+
+
+Item: TypeAlias = ImportNode | CellNode | OpsNode | SpaceNode
+
+
+@dataclass(frozen=True, slots=True)
+class FileNode:
+    version: Token | None
+    items: tuple[Item, ...]
+
+
+def start_of(token: Token) -> int:
+    assert token.start_pos is not None
+    return token.start_pos
+
+
+def end_of(token: Token) -> int:
+    assert token.end_pos is not None
+    return token.end_pos
+
+
+def conditions_of(node: SpaceNode | CellNode) -> Iterator[ConditionNode]:
+    """Every condition a definition states, in order."""
+    for statement in node.statements:
+        if isinstance(statement, RequireNode):
+            yield statement.condition
+    if isinstance(node, SpaceNode) and node.condition is not None:
+        yield node.condition

@@ -1,0 +1,65 @@
+"""What all tests share: golden text, Hypothesis profiles, and skipping by what this machine has."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+GOLDEN = Path(__file__).parent / "golden"
+
+settings.register_profile("test", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("test")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="write the golden files anew")
+    parser.addoption("--soak", action="store_true", help="run the long tests too")
+
+
+class Golden:
+    """Compares text with a file under tests/golden, or writes it there."""
+
+    def __init__(self, update: bool):
+        self.update = update
+
+    def check(self, relative_path: str, text: str) -> None:
+        path = GOLDEN / relative_path
+        if self.update:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        assert path.is_file(), f"{relative_path} is missing; run pytest --update-golden and read what it writes"
+        assert text == path.read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Golden:
+    return Golden(request.config.getoption("--update-golden"))
+
+
+@pytest.fixture
+def needs() -> Iterator[object]:
+    """``needs("g++")`` skips the test where a program is missing, or fails it under DPCDSL_REQUIRE=all."""
+
+    def check(program: str) -> str:
+        found = shutil.which(program)
+        if found is None:
+            reason = f"{program} is not installed (`make deps` brings it)"
+            if os.environ.get("DPCDSL_REQUIRE") == "all":
+                pytest.fail(reason)
+            pytest.skip(reason)
+        return found
+
+    yield check
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--soak"):
+        skip = pytest.mark.skip(reason="a long run: `make soak`")
+        for item in items:
+            if "soak" in item.keywords:
+                item.add_marker(skip)
