@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 
-__all__ = ["CODES", "Diagnostic", "DpcError", "Source", "Span", "nearest"]
+__all__ = ["CODES", "Diagnostic", "DpcError", "Source", "Span", "nearest", "shown"]
 
 #: Every diagnostic code and its title. Codes are never renumbered or reused.
 CODES: dict[str, str] = {
@@ -224,3 +224,12 @@ def nearest(word: str, candidates: Iterable[str]) -> str | None:
         return folded[word.lower()]
     close = difflib.get_close_matches(word.lower(), folded, n=1, cutoff=0.6)
     return folded[close[0]] if close else None
+
+
+def shown(value: object) -> str:
+    """Any value for a message: short, on one line, and never an exception of its own."""
+    try:
+        text = value if isinstance(value, str) else repr(value)
+    except ValueError:  # a whole number of thousands of digits
+        text = "one that large"
+    return text if len(text) <= 60 else text[:60] + "…"

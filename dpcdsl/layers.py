@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
-from dpcdsl.errors import DpcError
+from dpcdsl.errors import DpcError, shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,11 +44,12 @@ _LARGEST = 2**20
 def checked_size(size: object, name: str) -> Size:
     """``size`` as (height, width) of whole numbers from 1 up, or a :class:`DpcError` that names ``name``."""
     match size:
-        case (int(height), int(width)) if 1 <= height <= _LARGEST and 1 <= width <= _LARGEST:
-            return height, width
+        case (int(height), int(width)) if not isinstance(height, bool) and not isinstance(width, bool):
+            if 1 <= height <= _LARGEST and 1 <= width <= _LARGEST:
+                return height, width
     raise DpcError.of(
         "DPC062",
-        f"{name} must be (height, width), two whole numbers from 1 to {_LARGEST}, not {size!r}",
+        f"{name} must be (height, width), two whole numbers from 1 to {_LARGEST}, not {shown(size)}",
         hint="at output stride 16 an image of 1025x2049 is a map of 65x129",
     )
 
@@ -69,15 +70,16 @@ class Conventions:
 
     def __post_init__(self) -> None:
         if self.pooling not in get_args(Pooling):
-            raise DpcError.of("DPC062", f'pooling must be "paper" or "sliding", not {self.pooling!r}')
-        if self.output_stride not in (1, 2, 4, 8, 16):
+            raise DpcError.of("DPC062", f'pooling must be "paper" or "sliding", not {shown(self.pooling)}')
+        if type(self.output_stride) is not int or self.output_stride not in (1, 2, 4, 8, 16):
             raise DpcError.of(
                 "DPC062",
-                f"output_stride must be 16, 8, 4, 2 or 1, not {self.output_stride!r}",
+                f"output_stride must be 16, 8, 4, 2 or 1, not {shown(self.output_stride)}",
                 hint="rates are written for output stride 16 and are multiplied by 16 / output_stride",
             )
         if self.image_pooling_crop_size is not None:
-            checked_size(self.image_pooling_crop_size, "image_pooling_crop_size")
+            crop = checked_size(self.image_pooling_crop_size, "image_pooling_crop_size")
+            object.__setattr__(self, "image_pooling_crop_size", crop)  # a list becomes a tuple, to be hashed
             if self.pooling == "paper":
                 raise DpcError.of(
                     "DPC062",
@@ -126,6 +128,10 @@ class Layer:
     def weights(self, in_channels: int) -> int:
         """Number of convolution weights. Biases and batch normalisation are not among them."""
         return 0
+
+    def madds(self, in_channels: int, positions: int) -> int:
+        """Multiply-adds for an output of ``positions`` positions: every weight once at each of them."""
+        return self.weights(in_channels) * positions
 
     def normalised_channels(self, in_channels: int) -> int:
         """Channels that batch normalisation follows; 0 without one."""

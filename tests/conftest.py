@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
-
-GOLDEN = Path(__file__).parent / "golden"
+from support import Golden
 
 settings.register_profile("test", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("test")
@@ -19,21 +17,6 @@ settings.load_profile("test")
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write the golden files anew")
     parser.addoption("--soak", action="store_true", help="run the long tests too")
-
-
-class Golden:
-    """Compares text with a file under tests/golden, or writes it there."""
-
-    def __init__(self, update: bool):
-        self.update = update
-
-    def check(self, relative_path: str, text: str) -> None:
-        path = GOLDEN / relative_path
-        if self.update:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
-        assert path.is_file(), f"{relative_path} is missing; run pytest --update-golden and read what it writes"
-        assert text == path.read_text(encoding="utf-8")
 
 
 @pytest.fixture

@@ -83,7 +83,8 @@ def _parse(source: Source, folder: Path, chain: tuple[Path, ...], max_characters
         try:
             text = read_text(path, max_characters)
         except DpcError as error:
-            raise DpcError.of("DPC035", error.diagnostics[0].message, span, hint=error.diagnostics[0].hint) from None
+            hint = error.diagnostics[0].hint or "a file is looked for from the folder of the text that imports it"
+            raise DpcError.of("DPC035", error.diagnostics[0].message, span, hint=hint) from None
         return _parse(text, path.parent, (*chain, resolved), max_characters)
 
     return resolve_file(source, parse_file(source, max_characters), importer)

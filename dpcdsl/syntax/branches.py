@@ -158,7 +158,7 @@ def read_output(c: Context, token: Token, number: int) -> None:
 
 def read_filters(c: Context, node: tree.FiltersNode, known: int | None, env: Mapping[str, int]) -> int:
     if known is not None:
-        c.fail("DPC016", "`filters` is given twice", node.keyword)
+        c.fail("DPC016", "`filters` is given twice", node.keyword, "keep one of them")
     return c.integer(node.count, env, 1, MAX_FILTERS)
 
 
@@ -206,7 +206,8 @@ def read_cell(c: Context, node: tree.CellNode) -> Definition:
                     )
         except Skip:
             failed = True
-    check_count(c, len(spans), "cell", at)
+    if not failed:
+        check_count(c, len(spans), "cell", at)
     if failed:
         raise Skip
     value = Cell(branches=tuple(branches), filters=DEFAULT_FILTERS if filters is None else filters)
@@ -225,7 +226,7 @@ def read_slots(c: Context, statement: tree.BranchNode, before: Sequence[Slot], e
     count = c.integer(statement.count, env, 1) if statement.count is not None else 1
     if number + count - 1 > MAX_BRANCHES:
         at = statement.count if statement.count is not None else statement.text
-        c.fail("DPC021", f"a space has at most {MAX_BRANCHES} branches", at)
+        c.fail("DPC021", f"a space has at most {MAX_BRANCHES} branches", at, f"this would make {number + count - 1}")
     c.spend(count, statement.text)
     node = read_tuple(c, statement.text)
     c.offset = tree.start_of(statement.text)
@@ -268,7 +269,7 @@ def read_inputs(c: Context, node: tree.TupleNode, number: int, before: Sequence[
         try:
             index = read_input(c, token, number)
             if index in chosen:
-                c.fail("DPC016", f"`{token}` is listed twice", token)
+                c.fail("DPC016", f"`{token}` is listed twice", token, "keep one of them")
             chosen[index] = token
         except Skip:
             failed = True

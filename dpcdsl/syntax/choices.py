@@ -33,7 +33,12 @@ def read_axis(c: Context, axis: tree.Axis, env: Mapping[str, int], least: int) -
         if last < first:
             c.fail("DPC024", f"the range {first}..{last} runs backward", span, f"write `{last}..{first}`")
         if (last - first) // step >= MAX_OPERATORS:
-            c.fail("DPC025", f"the range {first}..{last} holds more than {MAX_OPERATORS} numbers", span)
+            c.fail(
+                "DPC025",
+                f"the range {first}..{last} holds more than {MAX_OPERATORS} numbers",
+                span,
+                "use a smaller range",
+            )
         c.spend((last - first) // step + 1, span)
         values.update(dict.fromkeys(range(first, last + 1, step)))
     return sorted(values)
@@ -73,7 +78,7 @@ def read_named_set(c: Context, term: tree.Term, definition: Definition) -> Opera
     if not isinstance(definition.value, OperatorSet):
         c.fail(
             "DPC032",
-            f"`{term.kind}` is the name of a {definition.noun}, not of an operator",
+            f"`{term.kind}` is the name of {definition.kind}, not of an operator",
             term.kind,
             "an operator set is defined with `ops`",
         )
@@ -118,7 +123,7 @@ def read_term(c: Context, term: tree.Term, env: Mapping[str, int]) -> list[Opera
     for column in columns:
         count *= len(column)
     if count > MAX_OPERATORS:
-        c.fail("DPC025", f"this stands for {count} operators, more than {MAX_OPERATORS}", term.kind)
+        c.fail("DPC025", f"this stands for {count} operators, more than {MAX_OPERATORS}", term.kind, "use smaller sets")
     c.spend(count, term.kind)
     names = [parameter.name for parameter in kind.parameters]
     return [_operator(kind.name, tuple(zip(names, row, strict=True))) for row in product(*columns)]
@@ -167,7 +172,7 @@ def read_values(
         at = node.width.opening if isinstance(node.width, tree.AxisSet) else node.width
         c.fail("DPC018", f"`{parameter.name}` takes one number, not a pair", at, f"write `{kind.example}`")
     if len(heights) * len(widths) > MAX_OPERATORS:
-        c.fail("DPC025", f"this stands for more than {MAX_OPERATORS} pairs", node.name)
+        c.fail("DPC025", f"this stands for more than {MAX_OPERATORS} pairs", node.name, "use smaller sets")
     return list(product(heights, widths))
 
 

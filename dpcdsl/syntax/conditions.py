@@ -157,7 +157,7 @@ def read_distance(c: Context, node: tree.MeasureNode) -> constraints.Distance:
     name = argument.terms[0].kind
     definition = c.lookup(name)
     if not isinstance(definition.value, Cell):
-        c.fail("DPC032", f"`{name}` is the name of a {definition.noun}, not of a cell", name)
+        c.fail("DPC032", f"`{name}` is the name of {definition.kind}, not of a cell", name, "write `distance(top1)`")
     return constraints.Distance(to=definition.value)
 
 

@@ -38,6 +38,11 @@ class Definition:
         return "operator set" if isinstance(self.value, OperatorSet) else "space"
 
     @property
+    def kind(self) -> str:
+        """The noun with its article, for messages."""
+        return f"an {self.noun}" if self.noun.startswith("o") else f"a {self.noun}"
+
+    @property
     def parameters(self) -> Mapping[str, int | None]:
         """The parameters of a space and their defaults."""
         return self.template.parameters if self.template else {}
@@ -50,7 +55,11 @@ class Definition:
         if isinstance(self.value, Cell) and not parameters:
             return Space.only(self.value)
         if self.template is None:
-            raise DpcError.of("DPC032", f"`{self.name}` is the name of a {self.noun}, not of a space with parameters")
+            raise DpcError.of(
+                "DPC032",
+                f"`{self.name}` is the name of {self.kind}, not of a space"
+                + (" with parameters" if isinstance(self.value, Cell) else ""),
+            )
         if isinstance(self.value, Space) and not parameters:
             return self.value
         return self.template.instantiate(self.name, parameters)
@@ -106,7 +115,7 @@ class Document:
             return next(iter(cells.values()))
         value = self[name].value
         if not isinstance(value, Cell):
-            raise DpcError.of("DPC032", f"`{name}` is the name of a {self[name].noun}, not of a cell")
+            raise DpcError.of("DPC032", f"`{name}` is the name of {self[name].kind}, not of a cell")
         return value
 
     def space(self, name: str | None = None, **parameters: int) -> Space:

@@ -27,23 +27,24 @@ _PHRASES: dict[str, str] = {
     "NUMBER": "a number such as `400000` or `0.4M`",
     "PAIR": "a pair such as `6x6`",
     "INT": "a whole number",
-    "X": "`x` and the width",
-    "STEP": "`step`",
+    "_X": "`x` and the width",
+    "_STEP": "`step`",
+    "_DPC": "`dpc 1`",
     "CELL": "`cell`",
     "OPS": "`ops`",
     "SPACE": "`space`",
     "FROM": "`from`",
-    "IMPORT": "`import`",
-    "AS": "`as`",
+    "_IMPORT": "`import`",
+    "_AS": "`as`",
     "STRING": 'a file name in quotes such as `"mine.dpc"`',
     "ZOO": "`zoo`",
     "OPTIONAL": "`optional`",
     "FILTERS": "`filters`",
     "REQUIRE": "`require`",
-    "WHERE": "`where`",
+    "_WHERE": "`where`",
     "NOT": "`not`",
-    "AND": "`and`",
-    "OR": "`or`",
+    "_AND": "`and`",
+    "_OR": "`or`",
     "PARAMETER": "a parameter such as `rate 6x6`",
     "EQUAL": "`=`",
     "STAR": "`*`",
@@ -119,9 +120,15 @@ def _listed(expected: set[str], start: str) -> str:
 def _special(text: str, at: int, found: str, before: str, expected: set[str]) -> tuple[str, str] | None:
     """Mistakes that people make, by name: (message, remedy)."""
     rest = text[at : at + 200]
+    if found in (",", ")") and "PAIR" in expected:
+        name = before.split()[-1]
+        return f"`{name}` has no value", f"write `{name} 6x6`, or `{name} 2` where it takes one number"
+    if re.match(r"\d", found) and "PARAMETER" in expected and re.search(r"[(,|]\s*(rate|grid)$", before):
+        name = before.split()[-1].lstrip("(,|")
+        return f"`{name}` is a parameter and comes after its operator", f"write, say, `sepconv3x3 {name} {found}`"
     if "OPERATOR" not in expected and re.search(r"\b(rate|grid)\s*\d*$", before):
         named = re.search(r"(\w+)\s*(\d*)$", before)
-        if named and (found in ("*", "×", "X", ",", "[", "(", "-", "/", "by") or re.match(r"[Xx]\s*\d", rest)):
+        if named and (found in ("*", "×", "_X", ",", "[", "(", "-", "/", "by") or re.match(r"[Xx]\s*\d", rest)):
             number = re.match(r"\D*(\d*)\D*(\d*)", (named[2] + " " if named[2] else "") + rest)
             pair = f"{number[1] or 1}x{number[2] or 6}" if number else "1x6"
             return "a pair is written HEIGHTxWIDTH", f"write `{named[1]} {pair}`, with `x` between the two numbers"
@@ -133,12 +140,17 @@ def _special(text: str, at: int, found: str, before: str, expected: set[str]) ->
         return "this is not a comment", "comments start with `#`"
     if found == ";":
         return "`;` has no place here", "branches and statements are simply written one after another"
+    if expected == {"COMMA"} and re.match(r"\w", found):
+        return f"expected `,`, found `{found}`", "the parts of a branch are separated by commas: `(F, conv1x1, Y1)`"
+    if found == "(" and "RPAR" in expected and "TUPLE" not in expected:
+        return "the tuple before is not closed: expected `)`, found `(`", "close it with `)`"
     if found == "," and "TUPLE" in expected:
         return "no comma between branches", "write the tuples one after another: `(F, conv1x1, Y1) (Y1, conv1x1, Y2)`"
     if found == ")" and "OUTPUT" in expected:
         return "the tuple has no output", "a branch is `(input, operator, output)`; write `_` to number it by itself"
-    if found == ")" and {"COMMA", "PARAMETER"} <= expected:
-        return "the tuple has no output", "a branch is `(input, operator, output)`; write `_` to number it by itself"
+    if found == ")" and "COMMA" in expected and "TUPLE" not in expected and "(" in before:
+        lacks = "no output" if "," in before[before.rindex("(") :] else "no operator and no output"
+        return f"the tuple has {lacks}", "a branch is `(input, operator, output)`, such as `(F, conv1x1, Y1)`"
     if found == ")" and "INPUT" in expected:
         return "the tuple is empty", "a branch is `(input, operator, output)`, such as `(F, conv1x1, Y1)`"
     if found == "," and expected == {"RPAR"}:
@@ -156,7 +168,7 @@ def _special(text: str, at: int, found: str, before: str, expected: set[str]) ->
         return f"`{rest[:2]}` is not a comparison", "comparisons are `<=`, `<`, `>=`, `>`, `==`, `!=`"
     if found == "=" and "RELATION" in expected:
         return "`=` does not compare", "write `==` for equal"
-    if found in ("&", "|") and "AND" in expected:
+    if found in ("&", "|") and "_AND" in expected:
         return f"`{found}` does not join conditions", "write `and` or `or`"
     if found.isdigit() and "MEASURE" in expected:
         return (
@@ -174,7 +186,7 @@ def _special(text: str, at: int, found: str, before: str, expected: set[str]) ->
         )
     if found == '"' and expected & {"STRING"}:
         return "the file name is not closed", 'write `from "mine.dpc" import NAME` on one line'
-    if found == "." and re.search(r"\d$", before) and expected & {"__ANON_0", "STEP", "RBRACE"}:
+    if found == "." and re.search(r"\d(\.\.)?$", before):
         return "a range is written with two dots", "write `3..21` or `3..21 step 3`"
     if found == "-" and "INT" in expected:
         return "numbers here are whole and positive", "write a number from 1 up"
@@ -185,7 +197,8 @@ def _special(text: str, at: int, found: str, before: str, expected: set[str]) ->
 
 def _misspelt(found: str, expected: set[str]) -> tuple[str, str] | None:
     """A word that is nearly the keyword that belongs here."""
-    keywords = [name.lower() for name in expected if name in _PHRASES and _PHRASES[name] == f"`{name.lower()}`"]
+    words = {name: name.strip("_").lower() for name in expected}
+    keywords = [word for name, word in words.items() if _PHRASES.get(name) == f"`{word}`"]
     near = nearest(found, keywords) if re.match(r"[A-Za-z]", found) else None
     if near and near != found:
         return f"`{found}` is not a word of the language; did you mean `{near}`?", f"write `{near}`"

@@ -146,7 +146,8 @@ def read_import(c: Context, node: tree.ImportNode, importer: Importer) -> None:
             near = nearest(name, document.definitions)
             c.report(
                 "DPC037",
-                f"{node.source} does not define `{name}`" + (f"; did you mean `{near}`?" if near else ""),
+                f"{'the zoo' if node.source.type == 'ZOO' else node.source} does not define `{name}`"
+                + (f"; did you mean `{near}`?" if near else ""),
                 name,
                 "it defines " + ", ".join(f"`{n}`" for n in list(document.definitions)[:12] if n),
             )

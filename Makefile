@@ -1,0 +1,51 @@
+# `make demo` and `make test` do all of their own set-up in .venv, with pip alone.
+
+PYTHON ?= python3
+BIN := .venv/bin
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types layers tests wheel soak bench deps clean
+
+help:  ## What can be made
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dpcdsl needs Python 3.11 or newer")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: .venv/installed  ## The main job on real input: a cell read, checked, explained, drawn, costed and run
+	$(BIN)/python examples/demo.py
+
+test: lint types layers tests wheel  ## Everything that must pass
+
+lint: .venv/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/dpc fmt --check dpcdsl/zoo/*.dpc examples/*.dpc
+
+types: .venv/installed
+	$(BIN)/mypy
+
+layers: .venv/installed
+	$(BIN)/lint-imports
+
+tests: .venv/installed
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+wheel: .venv/installed
+	$(BIN)/python tests/check_wheel.py
+
+soak: .venv/installed  ## The long runs
+	$(BIN)/python -m pytest -n 2 --dist worksteal --soak -m soak
+
+bench: .venv/installed  ## Measurements, and their table in docs/benchmarks.md
+	$(BIN)/python benchmarks/run.py
+
+deps:  ## What the system must bring for `make test` to skip nothing but the GPU (apt, as root)
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends graphviz; \
+	else echo "not root, or no apt: install Graphviz (dot) yourself"; fi
+
+clean:  ## Remove what was built
+	rm -rf .venv build dist demo .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

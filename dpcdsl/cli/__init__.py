@@ -1,0 +1,68 @@
+"""The command line, ``dpc``. One module for each group of commands; heavy imports stay inside the commands."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from dpcdsl.cli import compiling, doctor, language, start, views
+from dpcdsl.cli.common import load_plugin
+from dpcdsl.errors import DpcError
+
+__all__ = ["main"]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="dpcdsl", message="dpc %(version)s")
+@click.option(
+    "--plugin",
+    "plugins",
+    multiple=True,
+    metavar="FILE|MODULE",
+    help="Import a Python file or module first, for the operators it registers. May be repeated.",
+)
+def dpc(plugins: tuple[str, ...]) -> None:
+    """Dense Prediction Cells: check, convert, draw, cost and compile them.
+
+    A CELL is a file, FILE.dpc:NAME, a name of the zoo (top1, aspp, pspnet, denseaspp), a JSON file (DeepLab's too), the
+    cell itself such as '(F, conv1x1, Y1)', or - for standard input.
+    """
+    for plugin in plugins:
+        load_plugin(plugin)
+
+
+for command in (
+    language.check,
+    language.fmt,
+    language.convert,
+    views.cost_command,
+    views.draw_command,
+    views.explain_command,
+    compiling.compile_command,
+    start.init,
+    doctor.doctor,
+):
+    dpc.add_command(command)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run ``dpc`` and exit: 0 for success, 1 for invalid input or a failed check, 2 for wrong usage."""
+    try:
+        code = dpc.main(args=list(arguments) if arguments is not None else None, prog_name="dpc", standalone_mode=False)
+        sys.stdout.flush()
+    except DpcError as error:
+        click.echo(str(error), err=True)
+        sys.exit(1)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    sys.exit(code if isinstance(code, int) else 0)

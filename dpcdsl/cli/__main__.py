@@ -1,0 +1,3 @@
+from dpcdsl.cli import main
+
+main()
