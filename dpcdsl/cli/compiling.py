@@ -30,9 +30,10 @@ def compile_command(
     as_json: bool,
     **conventions: Any,
 ) -> None:
-    """Compile a cell: an exported program (.pt2) or ONNX (.onnx), in evaluation mode, for any batch and map size.
+    """Compile a cell: an exported program (.pt2) or ONNX (.onnx).
 
-    The weights are freshly initialised, from seed 0.
+    In evaluation mode, with weights freshly initialised from seed 0, for any batch. The map may have any size, unless
+    the cell pools: then a sliding pooling, and in ONNX a grid other than 1x1, fix it to --size.
     """
     from dpcdsl.compilers import compiler
 
