@@ -13,7 +13,7 @@ from dpcdsl.diagram import Diagram, draw, draw_receptive_field
 from dpcdsl.errors import Diagnostic, DpcError, Source, Span
 from dpcdsl.explain import explain
 from dpcdsl.interchange import from_deeplab, from_json, from_vector, to_deeplab, to_json, to_vector
-from dpcdsl.layers import Conventions, Convolution, DepthwiseConvolution, GridPool, Layer, Resize
+from dpcdsl.layers import Conventions, Convolution, DepthwiseConvolution, GridPool, Layer, Resize, Size
 from dpcdsl.operators import Integer, Operator, OperatorKind, Pair, register_operator
 from dpcdsl.receptive_field import ReceptiveField, receptive_field
 from dpcdsl.references import read_cell, read_space
@@ -53,6 +53,7 @@ __all__ = [
     "Pair",
     "ReceptiveField",
     "Resize",
+    "Size",
     "Slot",
     "Source",
     "Space",

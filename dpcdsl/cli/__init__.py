@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -50,6 +51,9 @@ for command in (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``dpc`` and exit: 0 for success, 1 for invalid input or a failed check, 2 for wrong usage."""
+    for stream, errors in ((sys.stdout, "surrogateescape"), (sys.stderr, "backslashreplace")):
+        if isinstance(stream, io.TextIOWrapper):  # names of files need not be text, and a terminal need not be UTF-8
+            stream.reconfigure(encoding="utf-8", errors=errors)
     try:
         code = dpc.main(args=list(arguments) if arguments is not None else None, prog_name="dpc", standalone_mode=False)
         sys.stdout.flush()

@@ -109,7 +109,7 @@ def fmt(files: tuple[str, ...], only_check: bool, max_characters: int, as_json: 
             failed = True
     if as_json:
         print_json({"ok": not failed and not (only_check and changed), "changed": changed})
-    elif changed:
+    elif changed != ["-"] and changed:
         click.echo(f"{len(changed)} of {len(files)} {'would change' if only_check else 'changed'}", err=True)
     if failed or (only_check and changed):
         sys.exit(1)

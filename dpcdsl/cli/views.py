@@ -63,7 +63,7 @@ def cost_command(
     if row is not None:
         click.echo(f"\nThe paper's Table 1 has {row.paper_params} and {row.paper_madds} multiply-adds.")
         if row.note:
-            click.echo(row.note)
+            click.echo(f"Note: {row.note}.")
 
 
 def _paper_row(cell: Cell, features: int, size: Size) -> Any:

@@ -177,12 +177,10 @@ def _special(text: str, at: int, found: str, before: str, expected: set[str]) ->
         )
     if found in ("'", "“", "”", "‘", "’") and expected & {"STRING", "ZOO"}:
         return "a file name stands in straight double quotes", 'write `from "mine.dpc" import NAME`'
-    if expected & {"STRING", "ZOO"} and re.match(r"[\w./]+", rest) and found != '"':
-        name = re.match(r"[\w./]+", rest)
-        assert name is not None
+    if expected & {"STRING", "ZOO"} and (file := re.match(r"[\w./]+", rest)):
         return (
             "imports name a file in quotes, or `zoo`",
-            f'write `from "{name[0]}" import NAME` or `from zoo import NAME`',
+            f'write `from "{file[0]}" import NAME` or `from zoo import NAME`',
         )
     if found == '"' and expected & {"STRING"}:
         return "the file name is not closed", 'write `from "mine.dpc" import NAME` on one line'
