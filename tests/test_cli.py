@@ -199,7 +199,7 @@ def test_draw(dpc: Dpc, tmp_path: Path) -> None:
     assert dpc("draw", "top1", "--branch", "Y1", "-o", "a.svg").code == 2
 
 
-def test_init_writes_a_file_that_is_valid_and_formatted(dpc: Dpc, tmp_path: Path) -> None:
+def test_init_writes_a_file_that_is_valid_and_formatted(dpc: Dpc) -> None:
     assert dpc("init", "new/place").code == 0
     assert dpc("check", "new/place/cells.dpc").code == 0
     assert dpc("fmt", "--check", "new/place/cells.dpc").code == 0

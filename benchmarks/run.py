@@ -1,0 +1,49 @@
+"""Every benchmark, one command: `make bench`. Writes the tables into docs/benchmarks.md, between its markers.
+
+Each measurement runs several times, interleaved with what it is compared with, and the median counts.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import language
+
+PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+
+
+def machine() -> str:
+    model = "unknown processor"
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        found = re.search(r"model name\s*: (.+)", cpuinfo.read_text(encoding="utf-8"))
+        model = found[1] if found else model
+    return f"{datetime.now(UTC):%Y-%m-%d}, Python {platform.python_version()}, {model}, {os.cpu_count()} cores"
+
+
+def as_markdown(rows: list[list[str]]) -> str:
+    head, *body = rows
+    lines = [head, ["---"] * len(head), *body]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def main() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    for name, rows in {"language": language.measure()}.items():
+        table = as_markdown(rows)
+        print(f"{name}\n{table}\n")
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        assert pattern.search(page), f"docs/benchmarks.md has no place for {name}"
+        page = pattern.sub(lambda m, t=table: f"{m[1]}\n{machine()}\n\n{t}\n\n{m[2]}", page)
+    PAGE.write_text(page, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
