@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import tempfile
 from pathlib import Path
 
@@ -15,10 +16,11 @@ def read_text(path: Path, max_characters: int) -> Source:
     """The text of a regular UTF-8 file. Raises :class:`DpcError` DPC060, DPC006 or DPC004."""
     name = str(path)
     try:
-        if path.exists() and not path.is_file():
-            raise DpcError.of("DPC060", f"{name} is not a file", hint="name a .dpc file")
+        info = path.stat()  # before it is opened: to open a pipe may take for ever
+        if not stat.S_ISREG(info.st_mode):
+            raise DpcError.of("DPC060", f"{name[:200]} is not a file", hint="name a text file, or - for standard input")
         with path.open("rb") as file:
-            data = file.read(4 * max_characters + 1)
+            data = file.read(min(info.st_size, 4 * max_characters) + 1)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise DpcError.of("DPC060", f"{name[:200]} cannot be read: {reason.lower()}") from None

@@ -63,7 +63,7 @@ def load(path: str | Path, *, max_characters: int = MAX_CHARACTERS) -> Document:
     Raises :class:`DpcError`: DPC060 if the file cannot be read, DPC006 if it is not text, else as :func:`parse`.
     """
     path = Path(path)
-    return _parse(read_text(path, max_characters), path.parent, (path.resolve(),), max_characters)
+    return _parse(read_text(path, max_characters), path.parent, (path,), max_characters)
 
 
 def _parse(source: Source, folder: Path, chain: tuple[Path, ...], max_characters: int) -> Document:
@@ -75,8 +75,9 @@ def _parse(source: Source, folder: Path, chain: tuple[Path, ...], max_characters
             resolved = path.resolve()
         except (OSError, ValueError, RuntimeError) as error:
             raise DpcError.of("DPC035", f"{token} is not a path: {error}", span) from None
-        if resolved in chain:
-            way = " → ".join(p.name for p in (*chain[chain.index(resolved) :], resolved))
+        resolved_chain = [one.resolve() for one in chain]
+        if resolved in resolved_chain:
+            way = " → ".join(p.name for p in (*chain[resolved_chain.index(resolved) :], resolved))
             raise DpcError.of("DPC036", f"this import goes round in a circle: {way}", span, hint="take one of them out")
         if len(chain) >= _MAX_IMPORTS:
             raise DpcError.of("DPC036", f"more than {_MAX_IMPORTS} files import one another in a chain", span)
@@ -85,7 +86,7 @@ def _parse(source: Source, folder: Path, chain: tuple[Path, ...], max_characters
         except DpcError as error:
             hint = error.diagnostics[0].hint or "a file is looked for from the folder of the text that imports it"
             raise DpcError.of("DPC035", error.diagnostics[0].message, span, hint=hint) from None
-        return _parse(text, path.parent, (*chain, resolved), max_characters)
+        return _parse(text, path.parent, (*chain, path), max_characters)
 
     return resolve_file(source, parse_file(source, max_characters), importer)
 
