@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Set
+from dataclasses import dataclass
 
 from lark import UnexpectedCharacters, UnexpectedInput
 
@@ -61,32 +63,49 @@ _ITEMS = ("cell", "ops", "space", "from")
 _STATEMENTS = ("filters", "optional", "require")
 
 
+@dataclass(frozen=True)
+class _Spot:
+    """Where reading stopped: the word there, what surrounds it, and the terminals that would fit."""
+
+    found: str
+    before: str
+    after: str
+    expected: frozenset[str]
+    in_tuple: bool
+
+    def sees(self, *terminals: str) -> bool:
+        return not self.expected.isdisjoint(terminals)
+
+    def looking_back(self, pattern: str) -> re.Match[str] | None:
+        return re.search(pattern, self.before)
+
+
 def explain(source: Source, mistake: UnexpectedInput, start: str, base: int = 0) -> Diagnostic:
     """The diagnostic for what Lark could not read; ``base`` is where its text begins in ``source``."""
     text = source.text
     parser = getattr(mistake, "interactive_parser", None)
-    expected = set(parser.accepts()) if parser is not None else set()
+    expected = frozenset(parser.accepts()) if parser is not None else frozenset()
     at = base + (mistake.pos_in_stream or 0)
     at_end = getattr(getattr(mistake, "token", None), "type", None) == "$END" or not text[at:].strip()
     if at_end:
-        at = len(text.rstrip()) or 0
-    before = text[:at].rstrip()[-200:]
+        at = len(text.rstrip())
     found = "" if at_end else _word(text, at)
+    before = text[max(0, at - 200) : at].rstrip()
+    in_tuple = start == "branch_tuple"
+    spot = _Spot(found, before, text[at : at + 200], expected, in_tuple)
     span = Span(source, at, at + max(1, len(found)))
-    special = _special(text, at, found, before, expected)
-    if special is None and expected == {"STAR"}:  # the grammar has taken a word for a count of branches
-        previous = re.compile(r"\w{1,64}\s*$").search(before)
-        if previous:
-            word = previous.group().rstrip()
-            start_of_word = len(text[:at].rstrip()) - len(word)
-            span = Span(source, start_of_word, start_of_word + len(word))
-            special = _not_a_word(word)
-    if special is not None:
-        message, hint = special
-        return Diagnostic("DPC002" if found else "DPC003", message, span, hint)
-    wanted = _listed(expected, start)
+    named = _named(spot) or _misspelt(found, expected)
+    if named is None and expected == {"STAR"}:  # the grammar has taken a word for a count of branches
+        previous = spot.looking_back(r"\w{1,64}$")
+        if previous is not None:
+            end = at - (len(text[max(0, at - 200) : at]) - len(before))
+            span = Span(source, end - len(previous[0]), end)
+            named = _not_a_word(previous[0])
+    if named is not None:
+        return Diagnostic("DPC002" if found else "DPC003", named[0], span, named[1])
+    wanted = _listed(expected, in_tuple)
     if at_end:
-        what = "the tuple" if start == "branch_tuple" else "the text"
+        what = "the tuple" if in_tuple else "the text"
         return Diagnostic("DPC003", f"{what} ends too early: expected {wanted}", span)
     shown = found if found.isprintable() else f"U+{ord(found[0]):04X}"
     code = "DPC001" if isinstance(mistake, UnexpectedCharacters) else "DPC002"
@@ -98,18 +117,17 @@ def _word(text: str, at: int) -> str:
     return match.group() if match else text[at : at + 1]
 
 
-def _listed(expected: set[str], start: str) -> str:
-    expected = set(expected)
-    if {"TUPLE", "RBRACE"} <= expected or "TUPLE" in expected:  # inside a body
-        expected -= {"INT", "NAME", "FILTERS", "OPTIONAL", "REQUIRE"}
+def _listed(expected: Set[str], in_tuple: bool) -> str:
+    if "TUPLE" in expected:  # inside a body
+        expected = expected - {"INT", "NAME", "FILTERS", "OPTIONAL", "REQUIRE"}
     if "PAIR" in expected and "LBRACE" in expected:  # a parameter's value
         return "a value such as `6x6` or `{1, 3..21 step 3} x {6}`"
     if "RELATION" in expected:
-        expected -= {"LPAR"}
+        expected = expected - {"LPAR"}
     phrases = list(dict.fromkeys(phrase for name, phrase in _PHRASES.items() if name in expected))
     if "NAME" in expected and not phrases:
         phrases.append("a name")
-    if start == "branch_tuple" and "$END" in expected:
+    if in_tuple and "$END" in expected:
         phrases = ["nothing after the tuple"]
     phrases = phrases[:6]
     if len(phrases) < 2:
@@ -117,83 +135,148 @@ def _listed(expected: set[str], start: str) -> str:
     return ", ".join(phrases[:-1]) + " or " + phrases[-1]
 
 
-def _special(text: str, at: int, found: str, before: str, expected: set[str]) -> tuple[str, str] | None:
-    """Mistakes that people make, by name: (message, remedy)."""
-    rest = text[at : at + 200]
-    if found in (",", ")") and "PAIR" in expected:
-        name = before.split()[-1]
-        return f"`{name}` has no value", f"write `{name} 6x6`, or `{name} 2` where it takes one number"
-    if re.match(r"\d", found) and "PARAMETER" in expected and re.search(r"[(,|]\s*(rate|grid)$", before):
-        name = before.split()[-1].lstrip("(,|")
-        return f"`{name}` is a parameter and comes after its operator", f"write, say, `sepconv3x3 {name} {found}`"
-    if "OPERATOR" not in expected and re.search(r"\b(rate|grid)\s*\d*$", before):
-        named = re.search(r"(\w+)\s*(\d*)$", before)
-        if named and (found in ("*", "×", "_X", ",", "[", "(", "-", "/", "by") or re.match(r"[Xx]\s*\d", rest)):
-            number = re.match(r"\D*(\d*)\D*(\d*)", (named[2] + " " if named[2] else "") + rest)
-            pair = f"{number[1] or 1}x{number[2] or 6}" if number else "1x6"
-            return "a pair is written HEIGHTxWIDTH", f"write `{named[1]} {pair}`, with `x` between the two numbers"
-    if "OUTPUT" in expected and found.isdigit() and re.search(r"\b(rate|grid)\s*\d+\s*,$", before):
-        first = re.search(r"(\w+)\s*(\d+)\s*,$", before)
-        assert first is not None
-        return "a pair is written HEIGHTxWIDTH", f"write `{first[1]} {first[2]}x{found}`"
-    if rest.startswith(("//", "/*", "--")):
-        return "this is not a comment", "comments start with `#`"
-    if found == ";":
-        return "`;` has no place here", "branches and statements are simply written one after another"
-    if expected == {"COMMA"} and re.match(r"\w", found):
-        return f"expected `,`, found `{found}`", "the parts of a branch are separated by commas: `(F, conv1x1, Y1)`"
-    if found == "(" and "RPAR" in expected and "TUPLE" not in expected:
-        return "the tuple before is not closed: expected `)`, found `(`", "close it with `)`"
-    if found == "," and "TUPLE" in expected:
-        return "no comma between branches", "write the tuples one after another: `(F, conv1x1, Y1) (Y1, conv1x1, Y2)`"
-    if found == ")" and "OUTPUT" in expected:
-        return "the tuple has no output", "a branch is `(input, operator, output)`; write `_` to number it by itself"
-    if found == ")" and "COMMA" in expected and "TUPLE" not in expected and "(" in before:
-        lacks = "no output" if "," in before[before.rindex("(") :] else "no operator and no output"
-        return f"the tuple has {lacks}", "a branch is `(input, operator, output)`, such as `(F, conv1x1, Y1)`"
-    if found == ")" and "INPUT" in expected:
-        return "the tuple is empty", "a branch is `(input, operator, output)`, such as `(F, conv1x1, Y1)`"
-    if found == "," and expected == {"RPAR"}:
-        return "a branch has three parts: input, operator, output", "leave out what follows the output"
-    if found == "(" and "CELL" in expected and "FROM" in expected:
-        return "a branch outside a cell", "put it between the braces of `cell NAME { … }`"
-    if found in "{(=" and found and expected & {"CELL_NAME", "SPACE_NAME", "OPS_NAME"}:
-        kind = "cell" if "CELL_NAME" in expected else "space" if "SPACE_NAME" in expected else "operator set"
-        return f"the {kind} has no name", f"write a name before `{found}`"
-    if found == "=" and expected == {"LBRACE"}:
-        return "a cell is written with braces", "write `cell NAME { (F, conv1x1, Y1) … }`, without `=`"
-    if found == "{" and expected == {"EQUAL"}:
-        return "an operator set is written with `=`", "write `ops NAME = conv1x1 | sepconv3x3 rate 6x6`"
-    if found in ("<", ">", "=", "!") and rest[:2] in ("=<", "=>", "<>") and "RELATION" in expected:
-        return f"`{rest[:2]}` is not a comparison", "comparisons are `<=`, `<`, `>=`, `>`, `==`, `!=`"
-    if found == "=" and "RELATION" in expected:
-        return "`=` does not compare", "write `==` for equal"
-    if found in ("&", "|") and "_AND" in expected:
-        return f"`{found}` does not join conditions", "write `and` or `or`"
-    if found.isdigit() and "MEASURE" in expected:
-        return (
-            "a comparison starts with its measure",
-            "write `params(F=320) <= 400K` rather than `400K >= params(F=320)`",
-        )
-    if found in ("'", "“", "”", "‘", "’") and expected & {"STRING", "ZOO"}:
-        return "a file name stands in straight double quotes", 'write `from "mine.dpc" import NAME`'
-    if expected & {"STRING", "ZOO"} and (file := re.match(r"[\w./]+", rest)):
-        return (
-            "imports name a file in quotes, or `zoo`",
-            f'write `from "{file[0]}" import NAME` or `from zoo import NAME`',
-        )
-    if found == '"' and expected & {"STRING"}:
-        return "the file name is not closed", 'write `from "mine.dpc" import NAME` on one line'
-    if found == "." and re.search(r"\d(\.\.)?$", before):
-        return "a range is written with two dots", "write `3..21` or `3..21 step 3`"
-    if found == "-" and "INT" in expected:
-        return "numbers here are whole and positive", "write a number from 1 up"
-    if found in ("rate", "grid") and "OPERATOR" in expected:
-        return f"`{found}` is a parameter and comes after its operator", f"write, say, `sepconv3x3 {found} 6x6`"
-    return _misspelt(found, expected)
+_Test = Callable[[_Spot], "re.Match[str] | bool | None"]
+_SHAPE = "a branch is `(input, operator, output)`, such as `(F, conv1x1, Y1)`"
+
+# Mistakes that people make: when, what is wrong, how to mend it. The first that fits is told. In the texts {0} is the
+# word found, and {1}, {2} are the groups of the test's match.
+_NAMED: tuple[tuple[_Test, str, str], ...] = (
+    # Parameters
+    (
+        lambda s: s.found in (",", ")") and s.sees("PAIR") and s.looking_back(r"(\w+)$"),
+        "`{1}` has no value",
+        "write `{1} 6x6`, or `{1} 2` where it takes one number",
+    ),
+    (
+        lambda s: s.found[:1].isdigit() and s.sees("PARAMETER") and s.looking_back(r"[(,|]\s*(rate|grid)$"),
+        "`{1}` is a parameter and comes after its operator",
+        "write, say, `sepconv3x3 {1} {0}`",
+    ),
+    (
+        lambda s: s.found in ("rate", "grid") and s.sees("OPERATOR"),
+        "`{0}` is a parameter and comes after its operator",
+        "write, say, `sepconv3x3 {0} 6x6`",
+    ),
+    (
+        lambda s: s.found in ("*", "×", "X", ",", "-", "/", "by") and s.looking_back(r"\b(rate|grid) *(\d+)$"),
+        "a pair is written HEIGHTxWIDTH",
+        "write `{1} {2}x6`, with `x` between the two numbers",
+    ),
+    (
+        lambda s: s.found in ("[", "(") and s.looking_back(r"\b(rate|grid)$"),
+        "a pair is written HEIGHTxWIDTH",
+        "write `{1} 1x6`, without brackets",
+    ),
+    (
+        lambda s: s.found.isdigit() and s.sees("OUTPUT") and s.looking_back(r"\b(rate|grid) *(\d+) *,$"),
+        "a pair is written HEIGHTxWIDTH",
+        "write `{1} {2}x{0}`",
+    ),
+    (
+        lambda s: s.found == "." and s.looking_back(r"\d(\.\.)?$"),
+        "a range is written with two dots",
+        "write `3..21` or `3..21 step 3`",
+    ),
+    (
+        lambda s: s.found == "-" and s.sees("INT"),
+        "numbers here are whole and positive",
+        "write a number from 1 up",
+    ),
+    # Tuples
+    (lambda s: s.found == ")" and s.sees("INPUT"), "the tuple is empty", _SHAPE),
+    (
+        lambda s: s.found == ")" and s.in_tuple and s.sees("COMMA") and s.looking_back(r"\([^,]*$"),
+        "the tuple has no operator and no output",
+        _SHAPE,
+    ),
+    (lambda s: s.found == ")" and s.in_tuple and s.sees("COMMA", "OUTPUT"), "the tuple has no output", _SHAPE),
+    (
+        lambda s: s.found == "," and s.in_tuple and s.expected == {"RPAR"},
+        "a branch has three parts: input, operator, output",
+        "leave out what follows the output",
+    ),
+    (
+        lambda s: s.found == "(" and s.in_tuple,
+        "the tuple before is not closed: expected {expected}, found `(`",
+        "close it with `)`",
+    ),
+    (
+        lambda s: s.in_tuple and s.expected == {"COMMA"} and re.match(r"\w", s.found),
+        "expected `,`, found `{0}`",
+        "the parts of a branch are separated by commas: `(F, conv1x1, Y1)`",
+    ),
+    (
+        lambda s: s.found == "," and s.sees("TUPLE"),
+        "no comma between branches",
+        "write the tuples one after another: `(F, conv1x1, Y1) (Y1, conv1x1, Y2)`",
+    ),
+    (
+        lambda s: s.found == "(" and {"CELL", "FROM"} <= s.expected,
+        "a branch outside a cell",
+        "put it between the braces of `cell NAME {{ … }}`",
+    ),
+    # Definitions
+    (lambda s: s.found in ("{", "(", "=") and s.sees("CELL_NAME"), "the cell has no name", "write a name before `{0}`"),
+    (lambda s: s.found in ("{", "(", "=") and s.sees("SPACE_NAME"), "the space has no name", "write one before `{0}`"),
+    (lambda s: s.found in ("{", "=") and s.sees("OPS_NAME"), "the operator set has no name", "write one before `{0}`"),
+    (
+        lambda s: s.found == "=" and s.expected == {"LBRACE"},
+        "a cell is written with braces",
+        "write `cell NAME {{ (F, conv1x1, Y1) … }}`, without `=`",
+    ),
+    (
+        lambda s: s.found == "{" and s.expected == {"EQUAL"},
+        "an operator set is written with `=`",
+        "write `ops NAME = conv1x1 | sepconv3x3 rate 6x6`",
+    ),
+    # Conditions
+    (
+        lambda s: s.sees("RELATION") and re.match(r"(=<|=>|<>)", s.after),
+        "`{1}` is not a comparison",
+        "comparisons are `<=`, `<`, `>=`, `>`, `==`, `!=`",
+    ),
+    (lambda s: s.found == "=" and s.sees("RELATION"), "`=` does not compare", "write `==` for equal"),
+    (lambda s: s.found in ("&", "|") and s.sees("_AND"), "`{0}` does not join conditions", "write `and` or `or`"),
+    (
+        lambda s: s.found.isdigit() and s.sees("MEASURE"),
+        "a comparison starts with its measure",
+        "write `params(F=320) <= 400K` rather than `400K >= params(F=320)`",
+    ),
+    # Imports
+    (
+        lambda s: s.found in ("'", "“", "”", "‘", "’") and s.sees("STRING"),
+        "a file name stands in straight double quotes",
+        'write `from "mine.dpc" import NAME`',
+    ),
+    (
+        lambda s: s.sees("STRING") and re.match(r"([\w./]+)", s.after),
+        "imports name a file in quotes, or `zoo`",
+        'write `from "{1}" import NAME` or `from zoo import NAME`',
+    ),
+    (
+        lambda s: s.found == '"' and s.sees("STRING"),
+        "the file name is not closed",
+        'write `from "mine.dpc" import NAME` on one line',
+    ),
+    # Signs of other languages
+    (lambda s: s.after.startswith(("//", "/*", "--")), "this is not a comment", "comments start with `#`"),
+    (lambda s: s.found == ";", "`;` has no place here", "branches and statements are simply written one after another"),
+)
 
 
-def _misspelt(found: str, expected: set[str]) -> tuple[str, str] | None:
+def _named(spot: _Spot) -> tuple[str, str] | None:
+    """What is wrong and how to mend it, if it is one of the mistakes that have a name."""
+    for test, message, remedy in _NAMED:
+        hit = test(spot)
+        if hit:
+            groups = hit.groups("") if isinstance(hit, re.Match) else ()
+            expected = _listed(spot.expected, spot.in_tuple)
+            texts = (text.format(spot.found, *groups, expected=expected) for text in (message, remedy))
+            return next(texts), next(texts)
+    return None
+
+
+def _misspelt(found: str, expected: Set[str]) -> tuple[str, str] | None:
     """A word that is nearly the keyword that belongs here."""
     words = {name: name.strip("_").lower() for name in expected}
     keywords = [word for name, word in words.items() if _PHRASES.get(name) == f"`{word}`"]
