@@ -171,11 +171,14 @@ class Cell(Value):
     def __repr__(self) -> str:
         return f"Cell({str(self)!r})"
 
-    def _repr_svg_(self) -> str:
+    def _repr_svg_(self) -> str | None:
         # The one reach upward of the layers: a notebook shows a cell as its diagram.
         from dpcdsl.diagram import draw
 
-        return draw(self).svg()
+        try:
+            return draw(self).svg()
+        except DpcError:  # no Graphviz: the notebook shows the text instead
+            return None
 
 
 def check_filters(filters: int) -> None:

@@ -12,6 +12,7 @@ from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 
 __all__ = ["CODES", "Diagnostic", "DpcError", "Source", "Span", "nearest", "shown"]
 
@@ -73,6 +74,7 @@ CODES: dict[str, str] = {
 }
 
 _WINDOW = 100  # characters of a source line shown around the caret
+_LONGEST = 500  # characters of a message that are kept
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,12 @@ class Diagnostic:
 
     def __post_init__(self) -> None:
         assert self.code in CODES, self.code
+        # Whatever of the input is quoted in them: one line each, and not a long one.
+        for name in ("message", "hint", "place"):
+            text = getattr(self, name)
+            if text is not None and (len(text) > _LONGEST or not text.isprintable()):
+                cut = text if len(text) <= _LONGEST else text[:_LONGEST] + "…"
+                object.__setattr__(self, name, _printable(cut))
 
     def __str__(self) -> str:
         where = str(self.span) if self.span else self.place
@@ -153,11 +161,15 @@ def _excerpt(span: Span) -> list[str]:
         width = max(1, min(width, _WINDOW - start))
         line = ("…" if cut else "") + line
         start += bool(cut)
-    # One printable character for each character, so that the caret stays below its target.
-    shown = "".join(c if c.isprintable() or c == "\t" else "\N{REPLACEMENT CHARACTER}" for c in line)
+    shown = _printable(line, "\t")
     lead = "".join("\t" if c == "\t" else " " for c in shown[:start])
     gutter = f"{number:>5} | "
     return [gutter + shown, " " * 5 + " | " + lead + "^" * width]
+
+
+def _printable(text: str, *also: str) -> str:
+    # One printable character for each character, so that a caret stays below its target.
+    return "".join(c if c.isprintable() or c in also else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 class DpcError(Exception):
@@ -169,6 +181,8 @@ class DpcError(Exception):
 
     #: More mistakes than this in one input are counted, not shown.
     limit = 100
+    #: Where so many more have been counted, the rest of the input is not read.
+    most_counted = 1000
 
     def __init__(self, diagnostics: Iterable[Diagnostic], more: int = 0):
         self.diagnostics = tuple(diagnostics)
@@ -207,7 +221,8 @@ class DpcError(Exception):
     def __str__(self) -> str:
         shown = [str(d) for d in self.diagnostics]
         if self.more:
-            shown.append(f"error: {self.more} more mistakes are not shown; mend these first")
+            count = f"{self.more} or more" if self.more >= self.most_counted else f"{self.more} more"
+            shown.append(f"error: {count} mistakes are not shown; mend these first")
         return "\n".join(shown)
 
     def __reduce__(self) -> tuple[type[DpcError], tuple[tuple[Diagnostic, ...], int]]:
@@ -218,7 +233,7 @@ def nearest(word: str, candidates: Iterable[str]) -> str | None:
     """The candidate most like ``word``, or None where none is near."""
     if len(word) > 64:  # the comparison is quadratic, and nobody mistypes this much
         return None
-    pool = list(candidates)[:1000]
+    pool = list(islice(candidates, 1000))
     folded = {c.lower(): c for c in reversed(pool)}
     if word.lower() in folded:
         return folded[word.lower()]

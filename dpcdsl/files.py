@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import secrets
 import stat
-import tempfile
 from pathlib import Path
 
 from dpcdsl.errors import DpcError, Source
@@ -22,8 +22,7 @@ def read_text(path: Path, max_characters: int) -> Source:
         with path.open("rb") as file:
             data = file.read(min(info.st_size, 4 * max_characters) + 1)
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise DpcError.of("DPC060", f"{name[:200]} cannot be read: {reason.lower()}") from None
+        raise DpcError.of("DPC060", f"{name[:200]} cannot be read: {_reason(error)}") from None
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -51,29 +50,31 @@ def write_whole(path: Path, data: str | bytes) -> None:
 
     A symbolic link is followed and stays a link; the permissions of a file that was there stay as they were.
     """
-    target = Path(os.path.realpath(path))
     try:
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:100]}.", suffix=".part")
+        target = Path(os.path.realpath(path))
+        mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else None
+        part = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}.part")
+        # The usual permissions of a new file, as the process's umask has them.
+        handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(data.encode("utf-8") if isinstance(data, str) else data)
                 file.flush()
                 os.fsync(file.fileno())
-            mode = target.stat().st_mode & 0o7777 if target.exists() else 0o666 & ~_umask()
-            os.chmod(name, mode)  # noqa: PTH101 (a name that mkstemp gave)
-            os.replace(name, target)  # noqa: PTH105
+            if mode is not None:
+                part.chmod(mode)
+            part.replace(target)
         except BaseException:
-            Path(name).unlink(missing_ok=True)
+            part.unlink(missing_ok=True)
             raise
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise DpcError.of(
             "DPC060",
-            f"{path} cannot be written: {(error.strerror or str(error)).lower()}",
+            f"{path} cannot be written: {_reason(error)}",
             hint="check that the folder exists and may be written to",
         ) from None
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _reason(error: OSError | ValueError) -> str:
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return text[:1].lower() + text[1:]

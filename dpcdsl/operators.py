@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeAlias
 
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema, model_validator
 
-from dpcdsl.errors import Diagnostic, DpcError, nearest
+from dpcdsl.errors import Diagnostic, DpcError, nearest, shown
 from dpcdsl.layers import Convolution, DepthwiseConvolution, GridPool, Layer, Resize, Size
 from dpcdsl.values import Value
 
@@ -127,6 +127,14 @@ def register_operator(kind: OperatorKind) -> OperatorKind:
             raise DpcError.of("DPC065", f"`{name}` is a word of the language", hint="choose another name")
     if len({p.name for p in kind.parameters}) != len(kind.parameters):
         raise DpcError.of("DPC065", f"`{kind.name}` names a parameter twice")
+    try:
+        kind.label.format(**{p.name: "1" for p in kind.parameters})
+    except (LookupError, ValueError) as error:
+        raise DpcError.of(
+            "DPC065",
+            f"the label {shown(kind.label)} of `{kind.name}` does not fit its parameters: {error}",
+            hint="write `{name}` for the value of a parameter, and `{{` for a brace",
+        ) from None
     known = _registry.setdefault(kind.name, kind)
     if known != kind:
         raise DpcError.of(

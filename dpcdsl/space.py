@@ -233,11 +233,14 @@ class Space(Value):
     def __repr__(self) -> str:
         return f"Space({str(self)!r})"
 
-    def _repr_svg_(self) -> str:
+    def _repr_svg_(self) -> str | None:
         # The one reach upward of the layers: a notebook shows a space as its diagram.
         from dpcdsl.diagram import draw
 
-        return draw(self).svg()
+        try:
+            return draw(self).svg()
+        except DpcError:  # no Graphviz: the notebook shows the text instead
+            return None
 
 
 def spelled_operators(operators: tuple[Operator, ...]) -> str:

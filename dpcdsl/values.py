@@ -14,7 +14,7 @@ __all__ = ["Value"]
 class Value(BaseModel):
     """An immutable pydantic model whose every complaint is a :class:`DpcError`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     def __init__(self, /, **data: Any) -> None:
         try:

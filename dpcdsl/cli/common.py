@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -33,7 +33,11 @@ __all__ = [
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class _Size(click.ParamType[Size]):
+# Only the newest click knows it as generic when it runs.
+_ParamType = click.ParamType[Size] if TYPE_CHECKING else click.ParamType
+
+
+class _Size(_ParamType):
     """HxW, as in the language."""
 
     name = "HxW"

@@ -9,14 +9,14 @@ from typing import NoReturn
 from lark import Token
 
 from dpcdsl.cell import DEFAULT_FILTERS, MAX_BRANCHES, MAX_FILTERS, Branch, Cell, tensor_index, tensor_name
-from dpcdsl.errors import DpcError, Span, nearest
+from dpcdsl.errors import DpcError, Span
 from dpcdsl.operators import Operator, ParameterValue
 from dpcdsl.space import OperatorSet, Slot
 from dpcdsl.syntax import tree
 from dpcdsl.syntax.choices import read_operators
 from dpcdsl.syntax.context import Context, Skip, short
 from dpcdsl.syntax.document import Definition
-from dpcdsl.syntax.grammar import parse_tuple
+from dpcdsl.syntax.grammar import LONGEST_KEPT, parse_tuple
 
 __all__ = ["check_count", "read_cell", "read_filters", "read_slots"]
 
@@ -53,10 +53,19 @@ def plain_branch(text: str) -> tuple[Branch, int | None] | None:
 
 
 def read_plain(c: Context, token: Token) -> tuple[Branch, int | None] | None:
+    spend_reading(c, token)
+    if len(token) > LONGEST_KEPT:
+        return None
     try:
         return plain_branch(str(token))
     except DpcError as error:
         report_inside(c, error, token)
+
+
+def spend_reading(c: Context, token: Token) -> None:
+    """A tuple so long that it is read anew wherever it stands is paid for by its length."""
+    if len(token) > LONGEST_KEPT:
+        c.spend(len(token) // 8, token)
 
 
 def read_tuple(c: Context, token: Token) -> tree.TupleNode:
@@ -119,10 +128,9 @@ def read_branch(c: Context, token: Token, number: int) -> Branch:
 
 def read_input(c: Context, token: Token, number: int) -> int:
     index = tensor_index(token)
-    known = ["F", *(f"Y{i}" for i in range(1, number))]
     earlier = "`F`" if number == 1 else "`F` or `Y1`" if number == 2 else f"`F` or `Y1`..`Y{number - 1}`"
     if index is None:
-        near = nearest(token, [*known, "any"])
+        near = c.nearest(token, ["F", *(tensor_name(i) for i in range(1, number)), "any"])
         c.fail(
             "DPC010",
             f"`{short(token)}` is not a tensor" + (f"; did you mean `{near}`?" if near else ""),
@@ -139,7 +147,7 @@ def read_input(c: Context, token: Token, number: int) -> int:
     if index > number:
         c.fail(
             "DPC011",
-            f"`{short(token)}` is not defined yet; did you mean `{known[-1]}`?",
+            f"`{short(token)}` is not defined yet; did you mean `{tensor_name(number - 1)}`?",
             token,
             f"branch {number} can read {earlier}",
         )
@@ -162,9 +170,14 @@ def read_filters(c: Context, node: tree.FiltersNode, known: int | None, env: Map
     return c.integer(node.count, env, 1, MAX_FILTERS)
 
 
-def read_cell(c: Context, node: tree.CellNode) -> Definition:
+def read_cell(c: Context, node: tree.CellNode, at: Span | None = None) -> Definition:
+    """The cell of ``node``; ``at`` is where one without a name is told about as a whole."""
     name = node.name
-    at = c.span(name) if name is not None else Span(c.source, 0, 1)
+    if at is None:
+        at = c.span(name) if name is not None else Span(c.source, 0, 1)
+    count = sum(isinstance(statement, tree.BranchNode) for statement in node.statements)
+    if count > MAX_BRANCHES:
+        check_count(c, count, "cell", at)
     branches: list[Branch] = []
     spans: list[Span] = []
     filters: int | None = None
@@ -228,6 +241,7 @@ def read_slots(c: Context, statement: tree.BranchNode, before: Sequence[Slot], e
         at = statement.count if statement.count is not None else statement.text
         c.fail("DPC021", f"a space has at most {MAX_BRANCHES} branches", at, f"this would make {number + count - 1}")
     c.spend(count, statement.text)
+    spend_reading(c, statement.text)
     node = read_tuple(c, statement.text)
     c.offset = tree.start_of(statement.text)
     try:

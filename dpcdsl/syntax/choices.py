@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from itertools import product
+from itertools import chain, product
 
 from lark import Token
 
-from dpcdsl.errors import nearest
 from dpcdsl.operators import Operator, OperatorKind, ParameterValue, kind_named, kinds, missing_parameter
 from dpcdsl.space import MAX_OPERATORS, OperatorSet
 from dpcdsl.syntax import tree
@@ -89,8 +88,8 @@ def read_named_set(c: Context, term: tree.Term, definition: Definition) -> Opera
 
 def read_kind(c: Context, name: Token) -> OperatorKind:
     if name not in kinds():
-        sets = [n for n, d in c.scope.items() if isinstance(d.value, OperatorSet)]
-        near = nearest(name, [*kinds(), *sets])
+        sets = (n for n, d in c.scope.items() if isinstance(d.value, OperatorSet))
+        near = c.nearest(name, chain(kinds(), sets))
         c.fail(
             "DPC013",
             f"there is no operator `{short(name)}`" + (f"; did you mean `{near}`?" if near else ""),
@@ -141,7 +140,7 @@ def read_values(
 ) -> list[ParameterValue]:
     parameter = kind.parameter(node.name)
     if parameter is None:
-        near = nearest(node.name, [p.name for p in kind.parameters])
+        near = c.nearest(node.name, [p.name for p in kind.parameters])
         c.fail(
             "DPC015",
             f"`{kind.name}` has no parameter `{short(node.name)}`" + (f"; did you mean `{near}`?" if near else ""),

@@ -9,7 +9,6 @@ from lark import Token
 
 from dpcdsl import constraints
 from dpcdsl.cell import Cell
-from dpcdsl.errors import nearest
 from dpcdsl.operators import kinds
 from dpcdsl.syntax import tree
 from dpcdsl.syntax.branches import read_cell
@@ -71,7 +70,7 @@ def read_bound(c: Context, token: Token, env: Mapping[str, int]) -> int:
 def read_measure(c: Context, node: tree.MeasureNode, env: Mapping[str, int]) -> constraints.Measure:
     name = str(node.name)
     if name not in constraints.MEASURES:
-        near = nearest(name, constraints.MEASURES)
+        near = c.nearest(name, constraints.MEASURES)
         c.fail(
             "DPC040",
             f"there is no measure `{short(name)}`" + (f"; did you mean `{near}`?" if near else ""),
@@ -149,7 +148,7 @@ def read_distance(c: Context, node: tree.MeasureNode) -> constraints.Distance:
     argument = node.arguments[0] if len(node.arguments) == 1 else None
     if isinstance(argument, tree.InlineCell):
         statements = tuple(tree.BranchNode(None, None, token) for token in argument.tuples)
-        value = read_cell(c, tree.CellNode(None, None, statements, None)).value
+        value = read_cell(c, tree.CellNode(None, None, statements, None), c.span(node.name)).value
         assert isinstance(value, Cell)
         return constraints.Distance(to=value)
     if not isinstance(argument, tree.Alternatives) or len(argument.terms) > 1 or argument.terms[0].parameters:

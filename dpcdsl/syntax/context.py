@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NoReturn
 
 from lark import Token
@@ -13,9 +13,10 @@ from dpcdsl.operators import LARGEST_INTEGER
 from dpcdsl.syntax import tree
 from dpcdsl.syntax.document import Definition
 
-__all__ = ["Context", "Scope", "Skip", "short"]
+__all__ = ["Budget", "Context", "Scope", "Skip", "short"]
 
-#: Most operators and branches one text may spell out through sets and repetition, all of its definitions together.
+#: Most operators, branches and conditions one text may spell out through sets, repetition and derived spaces, all of
+#: its definitions together.
 _BUDGET = 1 << 19
 
 Scope = Mapping[str, Definition]
@@ -25,6 +26,13 @@ class Skip(Exception):  # noqa: N818 (it is no error: the error has been reporte
     """Raised after a mistake has been reported, to leave what depends on it."""
 
 
+class Budget:
+    """What a text may still spell out. A space with parameters that it instantiates spends of the same."""
+
+    def __init__(self) -> None:
+        self.left = _BUDGET
+
+
 class Context:
     """One pass over one text. Mistakes are gathered, so that all of them are told together.
 
@@ -32,12 +40,12 @@ class Context:
     tokens count from there. later: the names that the rest of the text defines.
     """
 
-    def __init__(self, source: Source, scope: Scope):
+    def __init__(self, source: Source, scope: Scope, budget: Budget | None = None):
         self.source = source
         self.scope: dict[str, Definition] = dict(scope)
         self.found: list[Diagnostic] = []
         self.more = 0
-        self.budget = _BUDGET
+        self.budget = budget or Budget()
         self.offset = 0  # where the tuple begins that is being read
         self.imported: set[str] = set()
         self.later: Mapping[str, Token] = {}
@@ -48,6 +56,8 @@ class Context:
     def report(self, code: str, message: str, at: Token | Span, hint: str | None = None) -> None:
         if len(self.found) >= DpcError.limit:
             self.more += 1
+            if self.more >= DpcError.most_counted:
+                raise DpcError(self.found, self.more)  # the rest is not read
             return
         self.found.append(Diagnostic(code, message, at if isinstance(at, Span) else self.span(at), hint))
 
@@ -56,24 +66,29 @@ class Context:
         raise Skip
 
     def adopt(self, error: DpcError, at: Token | Span) -> None:
-        """Report what a value's own check has found, here."""
+        """Report what a value's own check or an imported file has found, here."""
         for d in error.diagnostics:
             self.report(d.code, d.message, d.span or at, d.hint)
+        self.more += error.more
+
+    def nearest(self, word: str, candidates: Iterable[str]) -> str | None:
+        """What :func:`dpcdsl.errors.nearest` finds, as long as mistakes are still shown."""
+        return nearest(word, candidates) if len(self.found) < DpcError.limit else None
 
     def finish(self) -> None:
         if self.found:
             raise DpcError(self.found, self.more)
 
     def spend(self, amount: int, at: Token | Span) -> None:
-        self.budget -= amount
-        if self.budget < 0:
-            self.budget = _BUDGET  # told once for each time it runs out
-            self.fail(
+        self.budget.left -= amount
+        if self.budget.left < 0:
+            self.report(
                 "DPC025",
-                f"this text spells out more than {_BUDGET} operators and branches",
+                f"this text spells out more than {_BUDGET} operators, branches and conditions",
                 at,
                 "split it, or use smaller sets",
             )
+            raise DpcError(self.found, self.more)  # the rest is not read
 
     def lookup(self, name: Token) -> Definition:
         found = self.scope.get(name)
@@ -88,7 +103,7 @@ class Context:
 
             if name in zoo_names():
                 self.fail("DPC031", f"`{name}` is not defined here", name, f"write `from zoo import {name}` above")
-            near = nearest(name, self.scope)
+            near = self.nearest(name, self.scope)
             self.fail(
                 "DPC031",
                 f"`{short(name)}` is not defined" + (f"; did you mean `{near}`?" if near else ""),
@@ -103,7 +118,7 @@ class Context:
         """A whole number, or a parameter of the space that stands for one."""
         if token.type != "INT":
             if token not in env:
-                near = nearest(token, env)
+                near = self.nearest(token, env)
                 self.fail(
                     "DPC034",
                     f"`{short(token)}` is not a parameter of this space"

@@ -13,12 +13,14 @@ from dpcdsl.errors import Diagnostic, DpcError, Source, Span
 from dpcdsl.syntax import tree
 from dpcdsl.syntax.mistakes import explain
 
-__all__ = ["MAX_CHARACTERS", "MAX_DEPTH", "parse_file", "parse_start", "parse_tuple"]
+__all__ = ["LONGEST_KEPT", "MAX_CHARACTERS", "MAX_DEPTH", "parse_file", "parse_start", "parse_tuple"]
 
 #: Largest text that is read, in characters, unless a caller sets another limit.
 MAX_CHARACTERS = 8_000_000
 #: Deepest nesting of a condition.
 MAX_DEPTH = 50
+#: Longest branch tuple, in characters, whose tree is kept for the next equal one.
+LONGEST_KEPT = 100
 
 Start = Literal["file", "branch_tuple", "condition", "space_reference"]
 
@@ -186,11 +188,18 @@ def parse_file(source: Source, max_characters: int = MAX_CHARACTERS) -> tree.Fil
     return node
 
 
-@lru_cache(maxsize=1 << 16)
 def parse_tuple(text: str) -> tree.TupleNode:
     """The branch tuple ``text``; its places count from the opening parenthesis."""
-    node: tree.TupleNode = parse_start(Source("<tuple>", text), "branch_tuple")
+    return _short_tuple(text) if len(text) <= LONGEST_KEPT else _long_tuple(text)
+
+
+def _parse_tuple(text: str) -> tree.TupleNode:
+    node: tree.TupleNode = parse_start(Source("<tuple>", text), "branch_tuple", len(text))
     return node
+
+
+_short_tuple = lru_cache(maxsize=1 << 14)(_parse_tuple)
+_long_tuple = lru_cache(maxsize=1)(_parse_tuple)  # what reads one asks for it several times in a row
 
 
 def _inside_tuple(source: Source, mistake: UnexpectedInput) -> Diagnostic | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lark import Token
 
 from dpcdsl import constraints
-from dpcdsl.cell import DEFAULT_FILTERS, tensor_index
+from dpcdsl.cell import DEFAULT_FILTERS, MAX_BRANCHES, tensor_index
 from dpcdsl.errors import DpcError, Source, Span, nearest
 from dpcdsl.operators import LARGEST_INTEGER, RESERVED_WORDS, kinds
 from dpcdsl.space import Slot, Space
@@ -16,9 +17,8 @@ from dpcdsl.syntax import tree
 from dpcdsl.syntax.branches import check_count, read_cell, read_filters, read_slots
 from dpcdsl.syntax.choices import read_operators
 from dpcdsl.syntax.conditions import read_condition, required
-from dpcdsl.syntax.context import Context, Scope, Skip
+from dpcdsl.syntax.context import Budget, Context, Scope, Skip, short
 from dpcdsl.syntax.document import Definition, Document
-from dpcdsl.syntax.grammar import parse_tuple
 
 __all__ = ["LANGUAGE_VERSION", "Importer", "Template", "resolve_condition", "resolve_file", "resolve_reference"]
 
@@ -27,6 +27,8 @@ LANGUAGE_VERSION = 1
 
 #: Most conditions a space may gather.
 _MAX_CONDITIONS = 256
+#: Longest chain of spaces that pass parameters on to one another.
+_MAX_DERIVED = 50
 
 #: Finds the definitions of an imported text: called with the import's source token and its place.
 Importer = Callable[[Token, Span], Document]
@@ -34,14 +36,18 @@ Importer = Callable[[Token, Span], Document]
 
 @dataclass(frozen=True)
 class Template:
-    """A space that takes parameters: its tree, and the names that were known where it stands."""
+    """A space that takes parameters: its tree, and the names that were known where it stands.
+
+    height: how many templates it takes to instantiate it, itself counted.
+    """
 
     source: Source = field(repr=False)
     node: tree.SpaceNode = field(repr=False)
     scope: Scope = field(repr=False)
     parameters: Mapping[str, int | None]
+    height: int = 1
 
-    def instantiate(self, name: str, given: Mapping[str, int]) -> Space:
+    def instantiate(self, name: str, given: Mapping[str, int], budget: Budget | None = None) -> Space:
         for parameter, value in given.items():
             if parameter not in self.parameters:
                 raise _unknown_parameter(name, parameter, self.parameters)
@@ -53,7 +59,7 @@ class Template:
                 raise DpcError.of(
                     "DPC034", f"`{name}` needs its parameter `{parameter}`", hint=f"for example `{name}({parameter}=5)`"
                 )
-        c = Context(self.source, self.scope)
+        c = Context(self.source, self.scope, budget)
         space = read_space_value(c, self.node, {k: v for k, v in values.items() if v is not None})
         c.finish()
         assert space is not None
@@ -168,8 +174,8 @@ def read_space(c: Context, node: tree.SpaceNode) -> Definition:
             c.report("DPC033", f"`{formal.name}` is a word of the language", formal.name, "choose another name")
         default = c.integer(formal.default, {}, 0) if formal.default is not None else None
         parameters[str(formal.name)] = default
-    scope = {name: d for name, d in c.scope.items() if name in _names_used(node)}
-    template = Template(c.source, node, scope, parameters)
+    scope = {name: c.scope[name] for name in _words(c.source, node) if name in c.scope} if parameters else {}
+    template = Template(c.source, node, scope, parameters, _height(node, c.scope))
     env = {name: 1 if value is None else value for name, value in parameters.items()}
     value = read_space_value(c, node, env)
     if value is None:
@@ -185,6 +191,11 @@ def read_space_value(c: Context, node: tree.SpaceNode, env: Mapping[str, int]) -
     conditions: list[constraints.Constraint] = []
     filters: int | None = None
     failed = False
+    at = c.span(node.name)
+    if sum(isinstance(statement, tree.BranchNode) for statement in node.statements) > MAX_BRANCHES:
+        c.fail("DPC021", f"a space has at most {MAX_BRANCHES} branches", at)
+    if sum(isinstance(statement, tree.RequireNode) for statement in node.statements) > _MAX_CONDITIONS:
+        c.fail("DPC025", f"a space has at most {_MAX_CONDITIONS} conditions", at)
     for statement in node.statements:
         try:
             match statement:
@@ -196,7 +207,6 @@ def read_space_value(c: Context, node: tree.SpaceNode, env: Mapping[str, int]) -
                     slots += read_slots(c, statement, slots, env)
         except Skip:
             failed = True
-    at = c.span(node.name)
     if not failed:
         check_count(c, len(slots), "space", at)
     if failed:
@@ -229,19 +239,27 @@ def read_derived(
         given: dict[str, int] = {}
         for name, value in reference.arguments:
             if name in given:
-                c.fail("DPC016", f"`{name}` is given twice", name)
+                c.fail("DPC016", f"`{short(name)}` is given twice", name)
             if name not in definition.parameters:
                 error = _unknown_parameter(str(reference.name), str(name), definition.parameters)
                 d = error.diagnostics[0]
                 c.fail(d.code, d.message, name, d.hint)
             given[str(name)] = c.integer(value, env, 0)
+        template = definition.template
+        if given and template is not None and template.height >= _MAX_DERIVED:
+            c.fail(
+                "DPC007",
+                f"more than {_MAX_DERIVED} spaces pass parameters on to one another",
+                reference.name,
+                "write this one out",
+            )
         try:
-            base = definition.space(**given)
+            base = template.instantiate(str(reference.name), given, c.budget) if given and template else definition.space()
         except DpcError as error:
             for d in error.diagnostics:  # told where the parameters were given
                 c.report(d.code, d.message, reference.name, d.hint)
             raise Skip from None
-        c.spend(len(base.slots), reference.name)
+        c.spend(len(base.slots) + sum(map(constraints.size, base.constraints)), reference.name)
     except Skip:
         base = None
     try:
@@ -273,30 +291,11 @@ def _names_defined(node: tree.FileNode) -> dict[str, Token]:
     return found
 
 
-def _names_used(node: tree.SpaceNode) -> set[str]:
-    """Names that a space's text mentions: what its template has to remember."""
-    names: set[str] = set()
-    if node.base is not None:
-        names.add(str(node.base.name))
-    for statement in node.statements:
-        if isinstance(statement, tree.BranchNode):
-            try:
-                names.update(str(term.kind) for term in parse_tuple(str(statement.text)).operators.terms)
-            except DpcError:
-                continue  # reported where the branch is read
-    pending = list(tree.conditions_of(node))
-    while pending:
-        condition = pending.pop()
-        match condition:
-            case tree.ComparisonNode():
-                for argument in condition.measure.arguments:
-                    if isinstance(argument, tree.Alternatives):
-                        names.update(str(term.kind) for term in argument.terms)
-                    elif isinstance(argument, tree.InlineCell):
-                        for token in argument.tuples:
-                            names.update(str(term.kind) for term in parse_tuple(str(token)).operators.terms)
-            case tree.NotNode():
-                pending.append(condition.part)
-            case _:
-                pending.extend(condition.parts)
-    return names
+def _words(source: Source, node: tree.SpaceNode) -> set[str]:
+    """Every word of a space's text: the names it uses, which its template has to remember, are among them."""
+    return set(re.findall(r"[A-Za-z_]\w*", source.text[tree.start_of(node.keyword) : tree.end_of_space(node)]))
+
+
+def _height(node: tree.SpaceNode, scope: Scope) -> int:
+    base = scope.get(node.base.name) if node.base is not None and node.base.arguments else None
+    return 1 + (base.template.height if base is not None and base.template is not None else 0)

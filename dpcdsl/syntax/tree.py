@@ -41,7 +41,11 @@ __all__ = [
     "Statement",
     "Term",
     "TupleNode",
+    "conditions_of",
     "end_of",
+    "end_of_condition",
+    "end_of_space",
+    "start_of",
 ]
 
 
