@@ -6,17 +6,21 @@ paper does.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias
+from functools import cached_property
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from dpcdsl.cell import Cell, distance
-from dpcdsl.cost import cost
-from dpcdsl.layers import Size
-from dpcdsl.operators import Operator
+from dpcdsl.cost import MAX_FEATURES, cost
+from dpcdsl.errors import DpcError
+from dpcdsl.layers import Size, checked_size
+from dpcdsl.operators import Operator, kind_named
 from dpcdsl.values import Value
 
 __all__ = [
+    "LARGEST_BOUND",
+    "MAX_DEPTH",
     "MEASURES",
     "AllOf",
     "AnyOf",
@@ -32,17 +36,30 @@ __all__ = [
     "Relation",
     "Uses",
     "implies_a_branch",
+    "size",
     "spelled_number",
 ]
 
+#: Largest number that a measure can be compared with.
+LARGEST_BOUND = 10**30
+#: Deepest nesting of a constraint.
+MAX_DEPTH = 50
+
 Relation: TypeAlias = Literal["<=", "<", ">=", ">", "==", "!="]
+
+
+def _checked_at(at: Size) -> Size:
+    return checked_size(at, "at")
+
+
+_Features = Annotated[int, Field(strict=True, ge=1, le=MAX_FEATURES)]
 
 
 class Params(Value):
     """Convolution weights of the cell on ``features`` channels of F."""
 
     name: Literal["params"] = "params"
-    features: int
+    features: _Features
 
     def of(self, cell: Cell) -> int:
         return cost(cell, features=self.features, size=(1, 1)).params
@@ -55,8 +72,8 @@ class MAdds(Value):
     """Multiply-adds of the cell's convolutions on ``features`` channels of F at map size ``at`` (height, width)."""
 
     name: Literal["madds"] = "madds"
-    features: int
-    at: Size
+    features: _Features
+    at: Annotated[Size, AfterValidator(_checked_at)]
 
     def of(self, cell: Cell) -> int:
         return cost(cell, features=self.features, size=self.at).madds
@@ -90,11 +107,25 @@ class Branches(Value):
 
 
 class Uses(Value):
-    """Number of branches whose operator is of one of ``kinds`` or one of ``operators``."""
+    """Number of branches whose operator is of one of ``kinds`` or one of ``operators``.
+
+    An operator without parameters is all of its kind, and is kept as that.
+    """
 
     name: Literal["uses"] = "uses"
     kinds: tuple[str, ...] = ()
     operators: tuple[Operator, ...] = ()
+
+    @model_validator(mode="after")
+    def _normalise(self) -> Uses:
+        wanted = dict.fromkeys((*self.kinds, *(o.kind for o in self.operators if not o.parameters)))
+        for kind in wanted:
+            kind_named(kind)
+        if not wanted and not self.operators:
+            raise DpcError.of("DPC041", "`uses` takes operators", hint="for example `uses(avgpool)`")
+        self.__dict__["kinds"] = tuple(wanted)
+        self.__dict__["operators"] = tuple(dict.fromkeys(o for o in self.operators if o.kind not in wanted))
+        return self
 
     def of(self, cell: Cell) -> int:
         wanted = frozenset(self.operators)
@@ -108,16 +139,21 @@ class Uses(Value):
 
 
 class Distance(Value):
-    """:func:`dpcdsl.cell.distance` to a given cell."""
+    """:func:`dpcdsl.cell.distance` to a given cell, whose filters count for nothing and are kept as the default."""
 
     name: Literal["distance"] = "distance"
     to: Cell
+
+    @model_validator(mode="after")
+    def _normalise(self) -> Distance:
+        self.__dict__["to"] = Cell(branches=self.to.branches)
+        return self
 
     def of(self, cell: Cell) -> int:
         return distance(cell, self.to)
 
     def __str__(self) -> str:
-        return f"distance({Cell(branches=self.to.branches)})"
+        return f"distance({self.to})"
 
 
 Measure: TypeAlias = Annotated[Params | MAdds | Depth | Branches | Uses | Distance, Field(discriminator="name")]
@@ -136,9 +172,11 @@ MEASURES: dict[str, str] = {
 class Comparison(Value):
     """``measure relation bound``, such as ``params(F=320) <= 400K``. The bound is an exact whole number."""
 
+    levels: ClassVar[int] = 1
+
     measure: Measure
     relation: Relation
-    bound: int
+    bound: Annotated[int, Field(strict=True, ge=0, le=LARGEST_BOUND)]
 
     def holds(self, cell: Cell) -> bool:
         return self.compare(self.measure.of(cell))
@@ -172,7 +210,13 @@ class AllOf(Value):
     def _flatten(self) -> AllOf:
         flat = (p for part in self.all_of for p in (part.all_of if isinstance(part, AllOf) else (part,)))
         self.__dict__["all_of"] = tuple(flat)
+        _check_levels(self.levels)
         return self
+
+    @cached_property
+    def levels(self) -> int:
+        """How deeply it is nested."""
+        return 1 + max(part.levels for part in self.all_of)
 
     def holds(self, cell: Cell) -> bool:
         return all(part.holds(cell) for part in self.all_of)
@@ -190,7 +234,13 @@ class AnyOf(Value):
     def _flatten(self) -> AnyOf:
         flat = (p for part in self.any_of for p in (part.any_of if isinstance(part, AnyOf) else (part,)))
         self.__dict__["any_of"] = tuple(flat)
+        _check_levels(self.levels)
         return self
+
+    @cached_property
+    def levels(self) -> int:
+        """How deeply it is nested."""
+        return 1 + max(part.levels for part in self.any_of)
 
     def holds(self, cell: Cell) -> bool:
         return any(part.holds(cell) for part in self.any_of)
@@ -204,6 +254,16 @@ class Not(Value):
 
     negated: Constraint
 
+    @model_validator(mode="after")
+    def _check(self) -> Not:
+        _check_levels(self.levels)
+        return self
+
+    @cached_property
+    def levels(self) -> int:
+        """How deeply it is nested."""
+        return 1 + self.negated.levels
+
     def holds(self, cell: Cell) -> bool:
         return not self.negated.holds(cell)
 
@@ -211,7 +271,26 @@ class Not(Value):
         return f"not ({self.negated})" if isinstance(self.negated, AllOf | AnyOf) else f"not {self.negated}"
 
 
-Constraint: TypeAlias = Comparison | AllOf | AnyOf | Not
+def _check_levels(levels: int) -> None:
+    if levels > MAX_DEPTH:
+        raise DpcError.of("DPC007", f"a constraint is nested deeper than {MAX_DEPTH}", hint="write it flatter")
+
+
+def _form(value: Any) -> str | None:
+    # Which of the four a value is, so that only that one is tried.
+    if isinstance(value, Value):
+        return type(value).__name__
+    forms = {"measure": "Comparison", "all_of": "AllOf", "any_of": "AnyOf", "negated": "Not"}
+    return next((form for key, form in forms.items() if key in value), None) if isinstance(value, dict) else None
+
+
+Constraint: TypeAlias = Annotated[
+    Annotated[Comparison, Tag("Comparison")]
+    | Annotated[AllOf, Tag("AllOf")]
+    | Annotated[AnyOf, Tag("AnyOf")]
+    | Annotated[Not, Tag("Not")],
+    Discriminator(_form),
+]
 AllOf.model_rebuild()
 AnyOf.model_rebuild()
 Not.model_rebuild()
@@ -227,6 +306,16 @@ def implies_a_branch(constraint: Constraint) -> bool:
         case AnyOf(any_of=parts):
             return all(implies_a_branch(part) for part in parts)
     return False
+
+
+def size(constraint: Constraint) -> int:
+    """Number of comparisons in the constraint."""
+    match constraint:
+        case AllOf(all_of=parts) | AnyOf(any_of=parts):
+            return sum(map(size, parts))
+        case Not(negated=part):
+            return size(part)
+    return 1
 
 
 def spelled_number(number: int) -> str:

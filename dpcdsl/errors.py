@@ -41,7 +41,7 @@ CODES: dict[str, str] = {
     "DPC021": "too many branches",
     "DPC022": "a branch may be left with no input",
     "DPC023": "every branch may be left out",
-    "DPC024": "empty or backward range",
+    "DPC024": "a range that runs backward",
     "DPC025": "a set of choices is too large",
     # Names, parameters, imports
     "DPC030": "a name is defined twice",
@@ -185,9 +185,10 @@ class DpcError(Exception):
     most_counted = 1000
 
     def __init__(self, diagnostics: Iterable[Diagnostic], more: int = 0):
-        self.diagnostics = tuple(diagnostics)
-        self.more = more
-        super().__init__(self.diagnostics, more)
+        found = tuple(diagnostics)
+        self.diagnostics = found[: self.limit]
+        self.more = more + len(found) - len(self.diagnostics)
+        super().__init__(self.diagnostics, self.more)
 
     @classmethod
     def of(

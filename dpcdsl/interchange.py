@@ -6,6 +6,7 @@ What a form cannot hold is a named error, never a silent change.
 from __future__ import annotations
 
 import json
+import operator as builtin_operator
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -225,11 +226,11 @@ _DEEPLAB_KEYS = ("input", "op", "kernel", "rate", "grid_size", "target_size")
 def _told(text: Any, found: Sequence[tuple[Sequence[str | int], Diagnostic]]) -> DpcError:
     if isinstance(text, Source):
         return DpcError(
-            Diagnostic(d.code, d.message, locate(text, path), d.hint) for path, d in found[: DpcError.limit]
+            Diagnostic(d.code, d.message, locate(text, path), d.hint) for path, d in found
         )
     return DpcError(
         Diagnostic(d.code, d.message, hint=d.hint, place="cell" + "".join(f"[{part!r}]" for part in path))
-        for path, d in found[: DpcError.limit]
+        for path, d in found
     )
 
 
@@ -346,7 +347,13 @@ def from_vector(vector: Sequence[int], space: Space | None = None) -> Cell:
 
     Raises :class:`DpcError` (DPC054) if a number is out of its range.
     """
-    numbers = [int(number) for number in vector]
+    try:
+        numbers = [builtin_operator.index(number) for number in vector if not isinstance(number, bool)]
+        whole = len(numbers) == len(vector)
+    except TypeError:
+        whole = False
+    if not whole:
+        raise DpcError.of("DPC054", "a vector holds whole numbers and nothing else")
     if not numbers or len(numbers) % 2:
         raise DpcError.of(
             "DPC054",

@@ -109,7 +109,7 @@ def _only(document: Document, want: Want, called: str) -> Found:
 def _named(document: Document, name: str, want: Want) -> Found:
     if not re.fullmatch(r"\w+", name):
         if want == "cell":
-            raise DpcError.of("DPC061", f"`{name[:60]}` is not the name of a cell", hint=_remedy(document))
+            raise DpcError.of("DPC061", f"`{name[:60]}` is not the name of a cell", hint=_remedy(document, want))
         return Found(name, parse_space(name, document.definitions))
     if name not in document.definitions:
         near = nearest(name, document.definitions)
@@ -123,7 +123,7 @@ def _named(document: Document, name: str, want: Want) -> Found:
                 else f"{document.source.name} does not define `{name[:60]}`"
             )
             + (f"; did you mean `{near}`?" if near else ""),
-            hint=_remedy(document),
+            hint=_remedy(document, want),
         )
     definition = document[name]
     if isinstance(definition.value, Cell):
@@ -131,13 +131,14 @@ def _named(document: Document, name: str, want: Want) -> Found:
     if want == "cell" or definition.noun == "operator set":
         wanted = "cell" if want == "cell" else "space"
         raise DpcError.of(
-            "DPC032", f"`{name}` is the name of {definition.kind}, not of a {wanted}", hint=_remedy(document)
+            "DPC032", f"`{name}` is the name of {definition.kind}, not of a {wanted}", hint=_remedy(document, want)
         )
     return Found(name, definition.space())
 
 
-def _remedy(document: Document) -> str:
-    names = ", ".join(f"`{d.name}`" for d in list(document)[:16] if d.name and d.noun != "operator set")
+def _remedy(document: Document, want: Want) -> str:
+    nouns = ("cell",) if want == "cell" else ("cell", "space")
+    names = ", ".join([f"`{d.name}`" for d in document if d.name and d.noun in nouns][:16])
     if document.source.name != "zoo":
         return f"it defines {names}" if names else "it defines no names"
     return f"name a file, one of the zoo ({names}), or write the cell: '(F, conv1x1, Y1)'"

@@ -29,6 +29,19 @@ class Value(BaseModel):
         except ValidationError as error:
             raise _as_dpc_error(cls.__name__, error) from None
 
+    @classmethod
+    def model_validate_json(cls, json_data: str | bytes | bytearray, **options: Any) -> Self:
+        try:
+            return super().model_validate_json(json_data, **options)
+        except ValidationError as error:
+            raise _as_dpc_error(cls.__name__, error) from None
+
+    def __getstate__(self) -> dict[Any, Any]:
+        # What is worked out and kept beside the fields (a hash, which differs from process to process) stays here.
+        state = super().__getstate__()
+        kept = {name: value for name, value in state["__dict__"].items() if name in type(self).model_fields}
+        return {**state, "__dict__": kept}
+
 
 def _as_dpc_error(title: str, error: ValidationError) -> DpcError:
     return DpcError(

@@ -156,7 +156,7 @@ def test_convert_reads_every_kind_of_reference(dpc: Dpc, tmp_path: Path) -> None
     several = dpc("convert", "two.dpc", "--to", "line")
     assert several.code == 1
     assert "two.dpc defines 2 cells" in several.err
-    assert "`one`, `a`; name one" in several.err
+    assert "name one of `one`, `a`" in several.err
 
 
 def test_convert_refuses_what_a_form_cannot_hold(dpc: Dpc) -> None:

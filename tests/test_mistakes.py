@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from support import GOLDEN, Golden
+
 from dpcdsl import DpcError, load
 from dpcdsl.errors import CODES
 from dpcdsl.interchange import cell_from_text
@@ -14,14 +15,19 @@ from dpcdsl.interchange import cell_from_text
 MISTAKES = Path(__file__).parent / "mistakes"
 FILES = sorted(MISTAKES.iterdir())
 
+pytestmark = pytest.mark.usefixtures("shipped_operators")
+
 
 def told(path: Path) -> DpcError:
     with pytest.raises(DpcError) as caught:
-        if path.suffix == ".json":
-            cell_from_text(path.read_text(encoding="utf-8"), name=path.name)
-        else:
-            load(path)
+        read(path)
     return caught.value
+
+
+def read(path: Path) -> object:
+    if path.suffix == ".json":
+        return cell_from_text(path.read_text(encoding="utf-8"), name=path.name)
+    return load(path)
 
 
 def shown(error: DpcError) -> str:

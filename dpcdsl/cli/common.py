@@ -33,11 +33,13 @@ __all__ = [
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-# Only the newest click knows it as generic when it runs.
-_ParamType = click.ParamType[Size] if TYPE_CHECKING else click.ParamType
+if TYPE_CHECKING:
+    _SizeType = click.ParamType[Size]
+else:
+    _SizeType = click.ParamType  # only the newest click knows it as generic when it runs
 
 
-class _Size(_ParamType):
+class _Size(_SizeType):
     """HxW, as in the language."""
 
     name = "HxW"

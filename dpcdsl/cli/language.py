@@ -10,13 +10,12 @@ from typing import Any
 
 import click
 
-from dpcdsl.cell import Cell
 from dpcdsl.cli.common import cell_argument, cell_of, json_option, print_json, read_stdin
 from dpcdsl.errors import Diagnostic, DpcError, Source
 from dpcdsl.files import read_text, write_whole
 from dpcdsl.interchange import FORMS, cell_from_text, spell
 from dpcdsl.references import read_space
-from dpcdsl.syntax import MAX_CHARACTERS, format_text, parse
+from dpcdsl.syntax import MAX_CHARACTERS, format_text, is_definable, parse
 
 _limit = click.option(
     "--max-characters", type=click.IntRange(1), default=MAX_CHARACTERS, show_default=True, help="Largest text to read."
@@ -46,7 +45,7 @@ def check(files: tuple[str, ...], max_characters: int, as_json: bool) -> None:
         except DpcError as error:
             errors += len(error.diagnostics) + error.more
             click.echo(str(error), err=True)
-            report.append({"file": file, "ok": False, "diagnostics": [_as_json(d) for d in error.diagnostics]})
+            report.append({"file": file, "ok": False, "diagnostics": [_as_json(d, file) for d in error.diagnostics]})
     if as_json:
         print_json({"ok": not errors, "files": report})
     if errors:
@@ -73,9 +72,9 @@ def _counted(contents: dict[str, list[str]]) -> str:
     return ", ".join(parts) or "nothing in it"
 
 
-def _as_json(d: Diagnostic) -> dict[str, Any]:
+def _as_json(d: Diagnostic, file: str) -> dict[str, Any]:
     line, column = d.span.position if d.span else (None, None)
-    file = d.span.source.name if d.span else d.place
+    file = d.span.source.name if d.span else file
     return {"code": d.code, "message": d.message, "help": d.hint, "file": file, "line": line, "column": column}
 
 
@@ -124,10 +123,9 @@ def fmt(files: tuple[str, ...], only_check: bool, max_characters: int, as_json: 
 def convert(cell: str, form: str, space: str | None, name: str | None, as_json: bool) -> None:
     """Write a cell in another of its forms."""
     found, value = cell_of(cell, space)
-    called = name if name is not None else found if found.isidentifier() else None
-    if called is not None:
-        # The name is checked as in a file.
-        parse(f"cell {called} {{ {Cell(branches=value.branches[:1])} }}", name="--name")
+    if name is not None and not is_definable(name):
+        raise DpcError.of("DPC033", f"`{name[:60]}` cannot be the name of a cell", hint="choose a plain word")
+    called = name if name is not None else found if is_definable(found) else None
     text = spell(value, form, name=called, space=read_space(space) if space else None)
     if as_json:
         shown = json.loads(text) if form in ("vector", "deeplab", "json") else text

@@ -23,7 +23,7 @@ from dpcdsl.syntax import tree
 from dpcdsl.syntax.document import Definition, Document
 from dpcdsl.syntax.format import format_cell, format_space, format_text
 from dpcdsl.syntax.grammar import MAX_CHARACTERS, MAX_DEPTH, parse_file, parse_start
-from dpcdsl.syntax.resolve import LANGUAGE_VERSION, resolve_condition, resolve_file, resolve_reference
+from dpcdsl.syntax.resolve import LANGUAGE_VERSION, is_definable, resolve_condition, resolve_file, resolve_reference
 
 __all__ = [
     "LANGUAGE_VERSION",
@@ -34,6 +34,7 @@ __all__ = [
     "format_cell",
     "format_space",
     "format_text",
+    "is_definable",
     "load",
     "parse",
     "parse_cell",

@@ -89,6 +89,7 @@ def read_named_set(c: Context, term: tree.Term, definition: Definition) -> Opera
 def read_kind(c: Context, name: Token) -> OperatorKind:
     if name not in kinds():
         sets = (n for n, d in c.scope.items() if isinstance(d.value, OperatorSet))
+        c.refuse_zoo_name(name)
         near = c.nearest(name, chain(kinds(), sets))
         c.fail(
             "DPC013",

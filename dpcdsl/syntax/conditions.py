@@ -9,6 +9,8 @@ from lark import Token
 
 from dpcdsl import constraints
 from dpcdsl.cell import Cell
+from dpcdsl.cost import MAX_FEATURES
+from dpcdsl.errors import DpcError
 from dpcdsl.operators import kinds
 from dpcdsl.syntax import tree
 from dpcdsl.syntax.branches import read_cell
@@ -47,6 +49,7 @@ def read_condition(c: Context, node: tree.ConditionNode, env: Mapping[str, int])
             return constraints.Not(negated=negated) if negated else None
         case tree.ComparisonNode():
             try:
+                c.spend(1, node.measure.name)
                 measure = read_measure(c, node.measure, env)
                 bound = read_bound(c, node.bound, env)
             except Skip:
@@ -57,11 +60,13 @@ def read_condition(c: Context, node: tree.ConditionNode, env: Mapping[str, int])
 def read_bound(c: Context, token: Token, env: Mapping[str, int]) -> int:
     """``0.40M`` as an exact whole number."""
     if token.type != "NUMBER":
-        return c.integer(token, env, 0)
+        return c.integer(token, env, 0, constraints.LARGEST_BOUND)
     if len(token) > 30:
         c.fail("DPC017", f"the number {short(token)} is too long", token)
     suffix = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}.get(token[-1], 1)
     value = Fraction(token.rstrip("KMGT")) * suffix
+    if value > constraints.LARGEST_BOUND:
+        c.fail("DPC017", f"{token} is more than any measure can be", token)
     if value.denominator != 1:
         c.fail("DPC042", f"{token} is not a whole number", token, "measures are whole numbers: write, say, `400K`")
     return value.numerator
@@ -77,6 +82,15 @@ def read_measure(c: Context, node: tree.MeasureNode, env: Mapping[str, int]) -> 
             node.name,
             "measures: " + ", ".join(f"`{m}`" for m in constraints.MEASURES.values()),
         )
+    try:
+        return _made(c, node, env)
+    except DpcError as error:  # a size or a number of channels that no cell runs on
+        c.adopt(error, node.name)
+        raise Skip from None
+
+
+def _made(c: Context, node: tree.MeasureNode, env: Mapping[str, int]) -> constraints.Measure:
+    name = str(node.name)
     match name:
         case "params":
             return constraints.Params(features=read_features(c, node, env, ["F"])["F"])
@@ -127,7 +141,7 @@ def read_features(c: Context, node: tree.MeasureNode, env: Mapping[str, int], wa
         if name not in given:
             what = "the channels of F" if name == "F" else "the map's size"
             c.fail("DPC041", f"`{node.name}` needs `{name}`, {what}", node.name, f"write `{example}`")
-    return {"F": c.integer(given["F"], env, 1, 1 << 20)}
+    return {"F": c.integer(given["F"], env, 1, MAX_FEATURES)}
 
 
 def read_uses(c: Context, node: tree.MeasureNode, env: Mapping[str, int]) -> constraints.Uses:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 from lark import Token
@@ -13,7 +14,7 @@ from dpcdsl.operators import LARGEST_INTEGER
 from dpcdsl.syntax import tree
 from dpcdsl.syntax.document import Definition
 
-__all__ = ["Budget", "Context", "Scope", "Skip", "short"]
+__all__ = ["Budget", "Context", "Enough", "Scope", "Skip", "short"]
 
 #: Most operators, branches and conditions one text may spell out through sets, repetition and derived spaces, all of
 #: its definitions together.
@@ -24,6 +25,10 @@ Scope = Mapping[str, Definition]
 
 class Skip(Exception):  # noqa: N818 (it is no error: the error has been reported)
     """Raised after a mistake has been reported, to leave what depends on it."""
+
+
+class Enough(Exception):  # noqa: N818
+    """Raised where the rest of the text is not worth reading: what has been found says enough."""
 
 
 class Budget:
@@ -57,7 +62,7 @@ class Context:
         if len(self.found) >= DpcError.limit:
             self.more += 1
             if self.more >= DpcError.most_counted:
-                raise DpcError(self.found, self.more)  # the rest is not read
+                raise Enough
             return
         self.found.append(Diagnostic(code, message, at if isinstance(at, Span) else self.span(at), hint))
 
@@ -75,7 +80,11 @@ class Context:
         """What :func:`dpcdsl.errors.nearest` finds, as long as mistakes are still shown."""
         return nearest(word, candidates) if len(self.found) < DpcError.limit else None
 
-    def finish(self) -> None:
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Whatever has been found inside is raised at the end."""
+        with suppress(Enough):
+            yield
         if self.found:
             raise DpcError(self.found, self.more)
 
@@ -88,7 +97,7 @@ class Context:
                 at,
                 "split it, or use smaller sets",
             )
-            raise DpcError(self.found, self.more)  # the rest is not read
+            raise Enough
 
     def lookup(self, name: Token) -> Definition:
         found = self.scope.get(name)
@@ -99,10 +108,7 @@ class Context:
                 self.fail(
                     "DPC031", f"`{name}` is defined only later, in line {line}", name, "move its definition above"
                 )
-            from dpcdsl.syntax import zoo_names
-
-            if name in zoo_names():
-                self.fail("DPC031", f"`{name}` is not defined here", name, f"write `from zoo import {name}` above")
+            self.refuse_zoo_name(name)
             near = self.nearest(name, self.scope)
             self.fail(
                 "DPC031",
@@ -113,6 +119,13 @@ class Context:
         if found.value is None and found.template is None:
             raise Skip  # its own definition has been reported
         return found
+
+    def refuse_zoo_name(self, name: Token) -> None:
+        """Say where an unknown name could come from, if the zoo has it."""
+        from dpcdsl.syntax import zoo_names
+
+        if name in zoo_names():
+            self.fail("DPC031", f"`{name}` is not defined here", name, f"write `from zoo import {name}` above")
 
     def integer(self, token: Token, env: Mapping[str, int], least: int = 1, most: int = LARGEST_INTEGER) -> int:
         """A whole number, or a parameter of the space that stands for one."""
@@ -128,7 +141,7 @@ class Context:
                 )
             value = env[token]
         else:
-            value = int(token) if len(token) < 20 else LARGEST_INTEGER + 1
+            value = int(token) if len(token) <= 40 else most + 1
         if not least <= value <= most:
             shown = short(token) if token.type == "INT" else f"{token} = {value}"
             self.fail("DPC017", f"a whole number from {least} to {most} is wanted here, not {shown}", token)

@@ -90,7 +90,7 @@ class Document:
     def _contents(self) -> str:
         names = [f"`{name}`" for name in self.definitions if name]
         shown = ", ".join(names[:12]) + (" …" if len(names) > 12 else "")
-        return f"it defines {shown}" if names else "it defines no names"
+        return f"name one of {shown}" if names else "write `cell NAME { (F, conv1x1, Y1) }`"
 
     @property
     def cells(self) -> Mapping[str, Cell]:
@@ -111,7 +111,7 @@ class Document:
             cells = self.cells
             if len(cells) != 1:
                 what = "no cell" if not cells else f"{len(cells)} cells"
-                raise DpcError.of("DPC061", f"{self.source.name} defines {what}", hint=self._contents() + "; name one")
+                raise DpcError.of("DPC061", f"{self.source.name} defines {what}", hint=self._contents())
             return next(iter(cells.values()))
         value = self[name].value
         if not isinstance(value, Cell):
@@ -124,7 +124,7 @@ class Document:
             names = [n for n, d in self.definitions.items() if d.noun == "space"] or list(self.cells)
             if len(names) != 1:
                 what = "no space" if not names else f"{len(names)} to choose from"
-                raise DpcError.of("DPC061", f"{self.source.name} defines {what}", hint=self._contents() + "; name one")
+                raise DpcError.of("DPC061", f"{self.source.name} defines {what}", hint=self._contents())
             name = names[0]
         return self[name].space(**parameters)
 

@@ -65,13 +65,17 @@ _STATEMENTS = ("filters", "optional", "require")
 
 @dataclass(frozen=True)
 class _Spot:
-    """Where reading stopped: the word there, what surrounds it, and the terminals that would fit."""
+    """Where reading stopped: the word there, what surrounds it, and the terminals that would fit.
+
+    touching: nothing stands between the word and what is before it.
+    """
 
     found: str
     before: str
     after: str
     expected: frozenset[str]
     in_tuple: bool
+    touching: bool
 
     def sees(self, *terminals: str) -> bool:
         return not self.expected.isdisjoint(terminals)
@@ -92,17 +96,19 @@ def explain(source: Source, mistake: UnexpectedInput, start: str, base: int = 0)
     found = "" if at_end else _word(text, at)
     before = text[max(0, at - 200) : at].rstrip()
     in_tuple = start == "branch_tuple"
-    spot = _Spot(found, before, text[at : at + 200], expected, in_tuple)
+    spot = _Spot(found, before, text[at : at + 200], expected, in_tuple, not text[at - 1 : at].isspace())
     span = Span(source, at, at + max(1, len(found)))
     named = _named(spot) or _misspelt(found, expected)
     if named is None and expected == {"STAR"}:  # the grammar has taken a word for a count of branches
-        previous = spot.looking_back(r"\w{1,64}$")
-        if previous is not None:
+        number = spot.looking_back(r"[<>=] *(\d[\d.]*[ _]?\w+)$")
+        word = number or spot.looking_back(r"(\w{1,64})$")
+        if word is not None:
             end = at - (len(text[max(0, at - 200) : at]) - len(before))
-            span = Span(source, end - len(previous[0]), end)
-            named = _not_a_word(previous[0])
+            span = Span(source, end - len(word[1]), end)
+            named = _not_a_number(word[1]) if number else _not_a_word(word[1], text[: span.start])
     if named is not None:
-        return Diagnostic("DPC002" if found else "DPC003", named[0], span, named[1])
+        code = "DPC003" if at_end and span.start == at else "DPC002"
+        return Diagnostic(code, named[0], span, named[1])
     wanted = _listed(expected, in_tuple)
     if at_end:
         what = "the tuple" if in_tuple else "the text"
@@ -136,12 +142,28 @@ def _listed(expected: Set[str], in_tuple: bool) -> str:
 
 
 _Test = Callable[[_Spot], "re.Match[str] | bool | None"]
+_NUMBER = "write all digits (`400000`), or `400K`, `0.4M`, `3G` with a capital letter"
 _SHAPE = "a branch is `(input, operator, output)`, such as `(F, conv1x1, Y1)`"
 
 # Mistakes that people make: when, what is wrong, how to mend it. The first that fits is told. In the texts {0} is the
 # word found, and {1}, {2} are the groups of the test's match.
 _NAMED: tuple[tuple[_Test, str, str], ...] = (
     # Parameters
+    (
+        lambda s: s.found in (",", ")") and s.sees("PAIR") and s.looking_back(r"\b(Y\d+|_)$"),
+        "expected `,` before `{1}`",
+        "the parts of a branch are separated by commas: `(F, conv1x1, Y1)`",
+    ),
+    (
+        lambda s: s.found in (",", ")", "x") and s.sees("PAIR") and s.looking_back(r"\dx\d+ ?(x\d+)$"),
+        "a pair has two numbers, and `{1}` is one too many",
+        "write `rate 1x6`",
+    ),
+    (
+        lambda s: s.found == "=" and s.sees("PAIR") and s.looking_back(r"(\w+)$"),
+        "no `=` between a parameter and its value",
+        "write `{1} 6x6`",
+    ),
     (
         lambda s: s.found in (",", ")") and s.sees("PAIR") and s.looking_back(r"(\w+)$"),
         "`{1}` has no value",
@@ -156,6 +178,21 @@ _NAMED: tuple[tuple[_Test, str, str], ...] = (
         lambda s: s.found in ("rate", "grid") and s.sees("OPERATOR"),
         "`{0}` is a parameter and comes after its operator",
         "write, say, `sepconv3x3 {0} 6x6`",
+    ),
+    (
+        lambda s: re.match(r"\d+(x\d+)?$", s.found) and s.sees("PARAMETER") and s.looking_back(r"[(,|]\s*(\w+)$"),
+        "`{0}` needs the name of its parameter",
+        "write, say, `{1} rate {0}`",
+    ),
+    (
+        lambda s: s.found == "(" and s.in_tuple and s.sees("COMMA") and s.looking_back(r"[,|]\s*(\w+)$"),
+        "parameters are written without parentheses",
+        "write, say, `{1} rate 1x6`",
+    ),
+    (
+        lambda s: re.match(r"x\d+$", s.found) and s.looking_back(r"\{[^}]*\d$"),
+        "a set holds single numbers",
+        "write `rate {{1, 6}} x {{3, 6}}` for all pairs, or `sepconv3x3 rate 1x6 | sepconv3x3 rate 6x3`",
     ),
     (
         lambda s: s.found in ("*", "×", "X", ",", "-", "/", "by") and s.looking_back(r"\b(rate|grid) *(\d+)$"),
@@ -173,10 +210,21 @@ _NAMED: tuple[tuple[_Test, str, str], ...] = (
         "write `{1} {2}x{0}`",
     ),
     (
+        lambda s: s.found == "." and s.looking_back(r"^dpc *\d+$|\ndpc *\d+$"),
+        "the version is one whole number",
+        "write `dpc 1`",
+    ),
+    (
+        lambda s: s.found == "." and s.looking_back(r"\b(rate|grid) *(\d+)$"),
+        "a range stands in braces",
+        "write `{1} {{{2}..21}} x {{6}}`",
+    ),
+    (
         lambda s: s.found == "." and s.looking_back(r"\d(\.\.)?$"),
         "a range is written with two dots",
         "write `3..21` or `3..21 step 3`",
     ),
+    (lambda s: s.found == "-" and s.sees("NUMBER"), "numbers are not negative", "write a number from 0 up"),
     (
         lambda s: s.found == "-" and s.sees("INT"),
         "numbers here are whole and positive",
@@ -206,6 +254,16 @@ _NAMED: tuple[tuple[_Test, str, str], ...] = (
         "the parts of a branch are separated by commas: `(F, conv1x1, Y1)`",
     ),
     (
+        lambda s: s.touching and re.match(r"[A-Za-z_]", s.found) and s.looking_back(r"[<>=] *(\d[\d.]*)$"),
+        "`{1}{0}` is not a number",
+        _NUMBER,
+    ),
+    (
+        lambda s: s.found == "," and s.looking_back(r"[<>=] *\d+$"),
+        "numbers are written without commas",
+        "write `400000` or `400K`",
+    ),
+    (
         lambda s: s.found == "," and s.sees("TUPLE"),
         "no comma between branches",
         "write the tuples one after another: `(F, conv1x1, Y1) (Y1, conv1x1, Y2)`",
@@ -229,7 +287,22 @@ _NAMED: tuple[tuple[_Test, str, str], ...] = (
         "an operator set is written with `=`",
         "write `ops NAME = conv1x1 | sepconv3x3 rate 6x6`",
     ),
+    (
+        lambda s: s.found == "," and s.looking_back(r"\bops\s+\w+\s*=[^=]*$"),
+        "choices are separated by `|`, not by commas",
+        "write `ops NAME = conv1x1 | sepconv3x3 rate 6x6`",
+    ),
+    (
+        lambda s: s.found.isdigit() and s.sees("FORMAL") and s.looking_back(r"(\w+) *\([^()]*$"),
+        "a parameter is given by its name",
+        "write, say, `{1}(B={0})`",
+    ),
     # Conditions
+    (
+        lambda s: s.found.isdigit() and s.sees("OPERATOR") and not s.in_tuple and s.looking_back(r"(\w+) *\([^()]*$"),
+        "an argument is given by its name",
+        "write, say, `{1}(F={0})`",
+    ),
     (
         lambda s: s.sees("RELATION") and re.match(r"(=<|=>|<>)", s.after),
         "`{1}` is not a comparison",
@@ -240,7 +313,7 @@ _NAMED: tuple[tuple[_Test, str, str], ...] = (
     (
         lambda s: s.found.isdigit() and s.sees("MEASURE"),
         "a comparison starts with its measure",
-        "write `params(F=320) <= 400K` rather than `400K >= params(F=320)`",
+        "write `depth <= 3` rather than `3 >= depth`, and `depth >= 2 and depth <= 4` for both ends",
     ),
     # Imports
     (
@@ -286,8 +359,21 @@ def _misspelt(found: str, expected: Set[str]) -> tuple[str, str] | None:
     return None
 
 
-def _not_a_word(word: str) -> tuple[str, str]:
+def _not_a_number(word: str) -> tuple[str, str]:
+    return f"`{word}` is not a number", _NUMBER
+
+
+def _not_a_word(word: str, before: str) -> tuple[str, str]:
     near = nearest(word, (*_ITEMS, *_STATEMENTS))
+    if word in _ITEMS:
+        code = re.sub(r"#[^\n]*", "", before)
+        if code.count("{") > code.count("}"):
+            return f"the body above is not closed: expected `}}` before `{word}`", "close it with `}`"
+        return f"`{word}` cannot follow bare branches", "a file holds either definitions, or the branches of one cell"
+    if word == "where":
+        return "`where` belongs behind `space NAME = BASE`", "in a body, write `require`"
+    if word == "import":
+        return "an import starts with `from`", "write `from zoo import NAME`"
     if near:
         return f"`{word}` is not a word of the language; did you mean `{near}`?", f"write `{near}`"
     return (

@@ -20,7 +20,15 @@ from dpcdsl.syntax.conditions import read_condition, required
 from dpcdsl.syntax.context import Budget, Context, Scope, Skip, short
 from dpcdsl.syntax.document import Definition, Document
 
-__all__ = ["LANGUAGE_VERSION", "Importer", "Template", "resolve_condition", "resolve_file", "resolve_reference"]
+__all__ = [
+    "LANGUAGE_VERSION",
+    "Importer",
+    "Template",
+    "is_definable",
+    "resolve_condition",
+    "resolve_file",
+    "resolve_reference",
+]
 
 #: The version of the language that this library reads.
 LANGUAGE_VERSION = 1
@@ -60,8 +68,9 @@ class Template:
                     "DPC034", f"`{name}` needs its parameter `{parameter}`", hint=f"for example `{name}({parameter}=5)`"
                 )
         c = Context(self.source, self.scope, budget)
-        space = read_space_value(c, self.node, {k: v for k, v in values.items() if v is not None})
-        c.finish()
+        space = None
+        with c.reading():
+            space = read_space_value(c, self.node, {k: v for k, v in values.items() if v is not None})
         assert space is not None
         return space
 
@@ -69,20 +78,21 @@ class Template:
 def resolve_file(source: Source, node: tree.FileNode, importer: Importer) -> Document:
     """The document of a parsed text. Raises one :class:`DpcError` with every mistake in it."""
     c = Context(source, {})
-    read_version(c, node.version)
     own: dict[str, Definition] = {}
-    c.later = _names_defined(node)
-    for item in node.items:
-        for definition in read_item(c, item, importer):
-            own[definition.name] = definition
-    c.finish()
+    with c.reading():
+        read_version(c, node.version)
+        c.later = _names_defined(node)
+        for item in node.items:
+            for definition in read_item(c, item, importer):
+                own[definition.name] = definition
     return Document(source, own)
 
 
 def resolve_condition(source: Source, node: tree.ConditionNode, scope: Scope) -> constraints.Constraint:
     c = Context(source, scope)
-    condition = read_condition(c, node, {})
-    c.finish()
+    condition = None
+    with c.reading():
+        condition = read_condition(c, node, {})
     assert condition is not None
     return condition
 
@@ -91,8 +101,9 @@ def resolve_reference(
     source: Source, reference: tree.Reference, condition: tree.ConditionNode | None, scope: Scope
 ) -> Space:
     c = Context(source, scope)
-    space = read_derived(c, reference, condition, {})
-    c.finish()
+    space = None
+    with c.reading():
+        space = read_derived(c, reference, condition, {})
     assert space is not None
     return space
 
@@ -128,9 +139,19 @@ def read_item(c: Context, item: tree.Item, importer: Importer) -> list[Definitio
     return [made] if made is not None else []
 
 
+def is_reserved(name: str) -> bool:
+    """Whether ``name`` is a word of the language or looks like a tensor."""
+    return name in RESERVED_WORDS or name == "_" or tensor_index(name) is not None
+
+
+def is_definable(name: str) -> bool:
+    """Whether a cell, an operator set or a space may have this name."""
+    return bool(re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name)) and not is_reserved(name) and name not in kinds()
+
+
 def define(c: Context, name: Token, made: Definition | None) -> None:
     known = c.scope.get(name)
-    if name in RESERVED_WORDS or name == "_" or tensor_index(name) is not None:
+    if is_reserved(name):
         c.report("DPC033", f"`{name}` is a word of the language and cannot be a name", name, "choose another name")
     elif name in kinds():
         c.report("DPC033", f"`{name}` is an operator and cannot be another name", name, "choose another name")
@@ -170,7 +191,7 @@ def read_space(c: Context, node: tree.SpaceNode) -> Definition:
     for formal in node.formals:
         if formal.name in parameters:
             c.report("DPC016", f"the parameter `{formal.name}` is named twice", formal.name)
-        if formal.name in RESERVED_WORDS or tensor_index(formal.name) is not None:
+        if is_reserved(formal.name):
             c.report("DPC033", f"`{formal.name}` is a word of the language", formal.name, "choose another name")
         default = c.integer(formal.default, {}, 0) if formal.default is not None else None
         parameters[str(formal.name)] = default
@@ -256,8 +277,7 @@ def read_derived(
         try:
             base = template.instantiate(str(reference.name), given, c.budget) if given and template else definition.space()
         except DpcError as error:
-            for d in error.diagnostics:  # told where the parameters were given
-                c.report(d.code, d.message, reference.name, d.hint)
+            c.adopt(error, reference.name)
             raise Skip from None
         c.spend(len(base.slots) + sum(map(constraints.size, base.constraints)), reference.name)
     except Skip:
@@ -293,7 +313,7 @@ def _names_defined(node: tree.FileNode) -> dict[str, Token]:
 
 def _words(source: Source, node: tree.SpaceNode) -> set[str]:
     """Every word of a space's text: the names it uses, which its template has to remember, are among them."""
-    return set(re.findall(r"[A-Za-z_]\w*", source.text[tree.start_of(node.keyword) : tree.end_of_space(node)]))
+    return set(re.findall(r"[A-Za-z_][A-Za-z0-9_]*", source.text[tree.start_of(node.keyword) : tree.end_of_space(node)]))
 
 
 def _height(node: tree.SpaceNode, scope: Scope) -> int:

@@ -6,7 +6,6 @@ its opening parenthesis, because one parsed tuple stands for every equal text.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -41,10 +40,9 @@ __all__ = [
     "Statement",
     "Term",
     "TupleNode",
-    "conditions_of",
     "end_of",
-    "end_of_condition",
     "end_of_space",
+    "last_comparison",
     "start_of",
 ]
 
@@ -252,10 +250,15 @@ def end_of(token: Token) -> int:
     return token.end_pos
 
 
-def conditions_of(node: SpaceNode | CellNode) -> Iterator[ConditionNode]:
-    """Every condition a definition states, in order."""
-    for statement in node.statements:
-        if isinstance(statement, RequireNode):
-            yield statement.condition
-    if isinstance(node, SpaceNode) and node.condition is not None:
-        yield node.condition
+def last_comparison(node: ConditionNode) -> ComparisonNode:
+    while not isinstance(node, ComparisonNode):
+        node = node.part if isinstance(node, NotNode) else node.parts[-1]
+    return node
+
+
+def end_of_space(node: SpaceNode) -> int:
+    """Where its last word ends; parentheses that close behind it are left out."""
+    if node.condition is not None:
+        return end_of(last_comparison(node.condition).bound)
+    last = node.closing or (node.base.name if node.base is not None else node.name)
+    return end_of(last)
