@@ -28,11 +28,12 @@ dpcdsl.register_operator(dpcdsl.OperatorKind("maxpool", maxpool, (dpcdsl.Pair("w
 
 def lower_to_torch() -> None:
     """How torch runs the layer. Only what compiles the cell needs torch."""
-    from dpcdsl_torch import lowering
     from torch import nn
 
+    from dpcdsl_torch import lowering
+
     @lowering.register(MaxPool)
-    def lower_max_pool(layer: MaxPool, context: lowering.Context) -> nn.Module:
+    def lower_max_pool(layer: MaxPool, context: lowering.Context) -> nn.Module:  # noqa: ARG001
         before = [(size - 1) // 2 for size in layer.window]
         after = [size - 1 - b for size, b in zip(layer.window, before, strict=True)]
         padding = nn.ConstantPad2d((before[1], after[1], before[0], after[0]), float("-inf"))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextvars import ContextVar
 from functools import cache, lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from lark import Lark, Token, Transformer, UnexpectedInput, v_args
+from lark.lark import PostLex
 
+from dpcdsl.constraints import MAX_DEPTH
 from dpcdsl.errors import Diagnostic, DpcError, Source, Span
 from dpcdsl.syntax import tree
 from dpcdsl.syntax.mistakes import explain
@@ -17,8 +21,8 @@ __all__ = ["LONGEST_KEPT", "MAX_CHARACTERS", "MAX_DEPTH", "parse_file", "parse_s
 
 #: Largest text that is read, in characters, unless a caller sets another limit.
 MAX_CHARACTERS = 8_000_000
-#: Deepest nesting of a condition.
-MAX_DEPTH = 50
+#: A text may have one word or sign for so many characters of the limit.
+CHARACTERS_PER_WORD = 4
 #: Longest branch tuple, in characters, whose tree is kept for the next equal one.
 LONGEST_KEPT = 100
 
@@ -100,17 +104,24 @@ class _Build(Transformer[Token, Any]):
     def any_of(self, *parts: tree.ConditionNode) -> tree.ConditionNode:
         if len(parts) == 1:
             return parts[0]
+        depth = 1 + max(part.depth for part in parts)
+        if depth > MAX_DEPTH:
+            return tree.AnyOfNode((_shallow(parts[0]),), depth)
         flat = [p for part in parts for p in (part.parts if isinstance(part, tree.AnyOfNode) else (part,))]
-        return tree.AnyOfNode(tuple(flat), 1 + max(part.depth for part in flat))
+        return tree.AnyOfNode(tuple(flat), depth)
 
     def all_of(self, *parts: tree.ConditionNode) -> tree.ConditionNode:
         if len(parts) == 1:
             return parts[0]
+        depth = 1 + max(part.depth for part in parts)
+        if depth > MAX_DEPTH:
+            return tree.AllOfNode((_shallow(parts[0]),), depth)
         flat = [p for part in parts for p in (part.parts if isinstance(part, tree.AllOfNode) else (part,))]
-        return tree.AllOfNode(tuple(flat), 1 + max(part.depth for part in flat))
+        return tree.AllOfNode(tuple(flat), depth)
 
     def negated(self, keyword: Token, part: tree.ConditionNode) -> tree.NotNode:
-        return tree.NotNode(keyword, part, 1 + part.depth)
+        depth = 1 + part.depth
+        return tree.NotNode(keyword, part if depth <= MAX_DEPTH else tree.last_comparison(part), depth)
 
     def comparison(self, measure: tree.MeasureNode, relation: Token, bound: Token) -> tree.ComparisonNode:
         return tree.ComparisonNode(measure, relation, bound)
@@ -154,6 +165,32 @@ class _Build(Transformer[Token, Any]):
         return (tokens[1:-1] if braced else tokens), braced
 
 
+def _shallow(part: tree.ConditionNode) -> tree.ConditionNode:
+    """Of what is nested too deeply to be read, only its depth and its first word are kept."""
+    return part.parts[0] if part.depth > MAX_DEPTH and isinstance(part, tree.AnyOfNode | tree.AllOfNode) else part
+
+
+class _TooManyWords(Exception):  # noqa: N818 (becomes a DpcError where the text is known)
+    def __init__(self, token: Token):
+        self.token = token
+
+
+_most_words: ContextVar[int] = ContextVar("most_words")
+
+
+class _Count:
+    """Counts what the parser gets to read: a text of single signs takes far more memory than one of words."""
+
+    always_accept = ()
+
+    def process(self, stream: Iterator[Token]) -> Iterator[Token]:
+        most = _most_words.get()
+        for number, token in enumerate(stream):
+            if number >= most:
+                raise _TooManyWords(token)
+            yield token
+
+
 @cache
 def _lark() -> Lark:
     packaged = files("dpcdsl") / "grammars" / "dpc.lark"
@@ -164,6 +201,7 @@ def _lark() -> Lark:
         start=["file", "branch_tuple", "condition", "space_reference"],
         maybe_placeholders=True,
         transformer=_Build(),
+        postlex=cast("PostLex", _Count()),
     )
 
 
@@ -176,11 +214,20 @@ def parse_start(source: Source, start: Start, max_characters: int = MAX_CHARACTE
             Span(source, 0, 1),
             hint="split it into several files, or raise the limit (`max_characters`, `--max-characters`)",
         )
+    most = max(1000, max_characters // CHARACTERS_PER_WORD)
+    limit = _most_words.set(most)
     try:
         return _lark().parse(source.text, start=start)
     except UnexpectedInput as mistake:
         inner = _inside_tuple(source, mistake) if start != "branch_tuple" else None
-        raise DpcError([inner or explain(source, mistake, start)]) from None
+        found = inner or explain(source, mistake, start)
+    except _TooManyWords as mistake:
+        at = Span(source, tree.start_of(mistake.token), tree.end_of(mistake.token))
+        message = f"the text has more than {most} words and signs"
+        found = Diagnostic("DPC004", message, at, "split it into several files, or raise the limit (`max_characters`)")
+    finally:
+        _most_words.reset(limit)
+    raise DpcError([found])  # out here, so that it does not keep all that was parsed
 
 
 def parse_file(source: Source, max_characters: int = MAX_CHARACTERS) -> tree.FileNode:
