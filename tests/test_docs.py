@@ -37,7 +37,7 @@ import pytest
 from dpcdsl import DpcError, format_text, operators, parse, syntax, zoo
 from dpcdsl.cell import MAX_BRANCHES, MAX_FILTERS
 from dpcdsl.cli import main
-from dpcdsl.constraints import MEASURES
+from dpcdsl.constraints import LARGEST_BOUND, MEASURES
 from dpcdsl.cost import MAX_FEATURES, operator_cost
 from dpcdsl.interchange import cell_from_text
 from dpcdsl.space import MAX_OPERATORS
@@ -317,6 +317,7 @@ def test_limits_are_those_of_the_code() -> None:
         MAX_OPERATORS,
         context._BUDGET,
         operators.LARGEST_INTEGER,
+        LARGEST_BOUND,
         30,
         MAX_FEATURES,
         MAX_DEPTH,
@@ -324,7 +325,9 @@ def test_limits_are_those_of_the_code() -> None:
         syntax._MAX_IMPORTS,
         MAX_CHARACTERS,
     ]
-    assert [limit for _, limit in rows_below("## Limits")] == [f"{limit:,}" for limit in limits]
+    assert [limit for _, limit in rows_below("## Limits")] == [
+        "10^30" if limit == 10**30 else f"{limit:,}" for limit in limits
+    ]
 
 
 @pytest.mark.usefixtures("folder")
