@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema, model_validator
 
-from dpcdsl.errors import Diagnostic, DpcError
+from dpcdsl.errors import Diagnostic, DpcError, shown
 from dpcdsl.operators import Operator
 from dpcdsl.values import Value
 
@@ -183,7 +183,7 @@ class Cell(Value):
 
 def check_filters(filters: int) -> None:
     if not 1 <= filters <= MAX_FILTERS:
-        raise DpcError.of("DPC017", f"filters must be from 1 to {MAX_FILTERS}, not {filters}")
+        raise DpcError.of("DPC017", f"filters must be from 1 to {MAX_FILTERS}, not {shown(filters)}")
 
 
 def distance(a: Cell, b: Cell) -> int:

@@ -246,6 +246,6 @@ def shown(value: object) -> str:
     """Any value for a message: short, on one line, and never an exception of its own."""
     try:
         text = value if isinstance(value, str) else repr(value)
-    except ValueError:  # a whole number of thousands of digits
+    except (ValueError, RecursionError):  # a whole number of thousands of digits, lists in lists in lists
         text = "one that large"
     return text if len(text) <= 60 else text[:60] + "…"

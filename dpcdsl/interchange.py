@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import operator as builtin_operator
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from dpcdsl.cell import DEFAULT_FILTERS, Branch, Cell, tensor_index, tensor_name
-from dpcdsl.errors import Diagnostic, DpcError, Source, nearest
-from dpcdsl.json_text import locate, parse_json
+from dpcdsl.cell import DEFAULT_FILTERS, MAX_BRANCHES, Branch, Cell, tensor_index, tensor_name
+from dpcdsl.errors import Diagnostic, DpcError, Source, nearest, shown
+from dpcdsl.json_text import Places, parse_json
 from dpcdsl.operators import LARGEST_INTEGER, Operator
 from dpcdsl.space import Space
 from dpcdsl.syntax import LANGUAGE_VERSION, MAX_CHARACTERS, format_cell, parse, zoo
@@ -71,7 +72,7 @@ def cell_from_text(
             try:
                 return from_vector(value, space)
             except DpcError as error:
-                raise error.within(span=locate(source, [])) from None
+                raise error.within(span=Places(source)[()]) from None
         return from_deeplab(source, max_characters=max_characters)
     return parse(text, name=name, folder=folder, max_characters=max_characters).cell()
 
@@ -91,9 +92,11 @@ def from_json(text: str | Source, *, max_characters: int = MAX_CHARACTERS) -> Ce
     try:
         return _cell_of_object(value)
     except _Misfit as misfit:
-        raise DpcError(
-            Diagnostic(d.code, d.message, locate(source, path), d.hint) for path, d in misfit.found
-        ) from None
+        raise _told(source, misfit.found) from None
+
+
+#: Most mistakes of one kind that are looked for.
+_ENOUGH = DpcError.limit + DpcError.most_counted
 
 
 class _Misfit(Exception):  # noqa: N818 (becomes a DpcError where the text is known)
@@ -111,13 +114,15 @@ def _cell_of_object(value: Any) -> Cell:
         raise _Misfit(
             [((), Diagnostic("DPC053", "a cell in JSON is an object with a list `branches`", hint=_JSON_SHAPE))]
         )
-    for key in value.keys() - {"dpc", "filters", "branches"}:
+    for key in [key for key in value if key not in ("dpc", "filters", "branches")][:_ENOUGH]:
         report([key], f"`{key[:40]}` does not belong to a cell", hint=_JSON_SHAPE)
     version = value.get("dpc", LANGUAGE_VERSION)
     if version != LANGUAGE_VERSION or isinstance(version, bool):
         report(["dpc"], f"version {LANGUAGE_VERSION} of the language is known here", "DPC005")
     branches: list[Branch] = []
-    for index, element in enumerate(value["branches"]):
+    if len(value["branches"]) > MAX_BRANCHES:
+        report(["branches"], _too_many(len(value["branches"])), "DPC021")
+    for index, element in enumerate(value["branches"][:MAX_BRANCHES]):
         path: list[str | int] = ["branches", index]
         if not isinstance(element, dict) or element.keys() != {"input", "operator"}:
             report(path, "a branch is an object with `input` and `operator`", hint=_JSON_SHAPE)
@@ -207,8 +212,11 @@ def from_deeplab(text: str | Source | Sequence[Mapping[str, Any]], *, max_charac
     found: list[tuple[Sequence[str | int], Diagnostic]] = []
     branches: list[Branch] = []
     for index, element in enumerate(value):
-        mistakes = list(_deeplab_mistakes(index, element))
-        found += [((index, *path), d) for path, d in mistakes]
+        if index == MAX_BRANCHES:
+            found.append(((), Diagnostic("DPC021", _too_many(len(value)))))
+        if index == MAX_BRANCHES or len(found) >= _ENOUGH:
+            break
+        found += [((index, *path), d) for path, d in islice(_deeplab_mistakes(index, element), _ENOUGH)]
         if not found:
             branches.append(Branch(input=max(element["input"], -1) + 1, operator=_deeplab_operator(element)))
     if found:
@@ -224,14 +232,22 @@ _DEEPLAB_KEYS = ("input", "op", "kernel", "rate", "grid_size", "target_size")
 
 
 def _told(text: Any, found: Sequence[tuple[Sequence[str | int], Diagnostic]]) -> DpcError:
+    told = found[: DpcError.limit]
+    more = len(found) - len(told)
     if isinstance(text, Source):
-        return DpcError(
-            Diagnostic(d.code, d.message, locate(text, path), d.hint) for path, d in found
-        )
+        places = Places(text)
+        return DpcError((Diagnostic(d.code, d.message, places[path], d.hint) for path, d in told), more)
     return DpcError(
-        Diagnostic(d.code, d.message, hint=d.hint, place="cell" + "".join(f"[{part!r}]" for part in path))
-        for path, d in found
+        (
+            Diagnostic(d.code, d.message, hint=d.hint, place="cell" + "".join(f"[{part!r}]" for part in path))
+            for path, d in told
+        ),
+        more,
     )
+
+
+def _too_many(branches: int) -> str:
+    return f"a cell has at most {MAX_BRANCHES} branches, not {branches}"
 
 
 def _deeplab_mistakes(index: int, element: Any) -> Iterator[tuple[tuple[str, ...], Diagnostic]]:
@@ -243,10 +259,8 @@ def _deeplab_mistakes(index: int, element: Any) -> Iterator[tuple[tuple[str, ...
         return
     for key in element:
         if key not in _DEEPLAB_KEYS:
-            near = nearest(str(key), _DEEPLAB_KEYS)
-            yield wrong(
-                f"a branch has no key `{str(key)[:40]}`" + (f"; did you mean `{near}`?" if near else ""), str(key)
-            )
+            near = nearest(shown(key), _DEEPLAB_KEYS)
+            yield wrong(f"a branch has no key `{shown(key)}`" + (f"; did you mean `{near}`?" if near else ""), key)
     source = element.get("input")
     if not _whole(source):
         yield wrong(
@@ -268,13 +282,14 @@ def _deeplab_mistakes(index: int, element: Any) -> Iterator[tuple[tuple[str, ...
                 if "kernel" not in element:
                     yield wrong("a convolution needs `kernel`, 1 or 3")
                 else:
-                    yield wrong(f"a kernel is 1 or 3, not {str(kernel)[:40]}", "kernel")
+                    yield wrong(f"a kernel is 1 or 3, not {shown(kernel)}", "kernel")
             yield from _pair_mistakes(element, "rate", wrong)
         case "pyramid_pooling":
             yield from _pair_mistakes(element, "grid_size", wrong)
         case other:
-            shown = f", not {json.dumps(other, default=str)[:40]}" if "op" in element else ""
-            yield wrong(f'`op` must be "conv" or "pyramid_pooling"{shown}', *(["op"] if "op" in element else []))
+            found = json.dumps(other) if isinstance(other, str) else shown(other)
+            what = f", not {shown(found)}" if "op" in element else ""
+            yield wrong(f'`op` must be "conv" or "pyramid_pooling"{what}', *(["op"] if "op" in element else []))
 
 
 def _pair_mistakes(element: Mapping[str, Any], key: str, wrong: Any) -> Iterator[tuple[tuple[str, ...], Diagnostic]]:
@@ -360,6 +375,8 @@ def from_vector(vector: Sequence[int], space: Space | None = None) -> Cell:
             f"a vector has two numbers for each branch, and this has {len(numbers)}",
             hint="they are the input (0 is F) and the number of the operator in its set, from 0",
         )
+    if len(numbers) // 2 > MAX_BRANCHES:
+        raise DpcError.of("DPC021", _too_many(len(numbers) // 2))
     space = paper_space(len(numbers) // 2) if space is None else space
     pairs = zip(numbers[::2], numbers[1::2], strict=True)
     return space.decode(None if pair == (-1, -1) else pair for pair in pairs)

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from typing import Annotated, Any, TypeAlias
 
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema, model_validator
@@ -63,7 +64,9 @@ class Parameter:
             case int() if not self.pair:
                 self._check_range(value)
                 return value
-            case (int(height), int(width)) if self.pair and not isinstance(height, bool | None):
+            case (int(height), int(width)) if (
+                self.pair and not isinstance(height, bool) and not isinstance(width, bool)
+            ):
                 self._check_range(height)
                 self._check_range(width)
                 return height, width
@@ -73,7 +76,8 @@ class Parameter:
     def _check_range(self, value: int) -> None:
         if not self.minimum <= value <= LARGEST_INTEGER:
             raise DpcError.of(
-                "DPC017", f"`{self.name}` takes whole numbers from {self.minimum} to {LARGEST_INTEGER}, not {value}"
+                "DPC017",
+                f"`{self.name}` takes whole numbers from {self.minimum} to {LARGEST_INTEGER}, not {shown(value)}",
             )
 
 
@@ -170,8 +174,8 @@ def _short(name: str) -> str:
 def _spelled(value: object) -> str:
     match value:
         case (int(height), int(width)):
-            return f"`{height}x{width}`"
-    return f"`{_short(str(value))}`"
+            return f"`{shown(height)}x{shown(width)}`"
+    return f"`{shown(value)}`"
 
 
 def _read_parameters(value: object) -> object:
@@ -209,7 +213,7 @@ class Operator(Value):
     parameters: _Parameters = ()
 
     @classmethod
-    def of(cls, kind: str, **parameters: ParameterValue) -> Operator:
+    def of(cls, kind: str, /, **parameters: ParameterValue) -> Operator:
         """The operator with its parameters as keywords."""
         return cls(kind=kind, parameters=tuple(parameters.items()))
 
@@ -218,7 +222,8 @@ class Operator(Value):
         kind = kind_named(self.kind)
         given = dict(self.parameters)
         found = [
-            _unknown_parameter(kind, name) for name in given if kind.parameter(name) is None
+            _unknown_parameter(kind, name)
+            for name in islice((name for name in given if kind.parameter(name) is None), DpcError.limit)
         ]  # all mistakes of an operator are told together
         normal: list[tuple[str, ParameterValue]] = []
         for parameter in kind.parameters:

@@ -19,6 +19,8 @@ __all__ = ["Found", "find", "read_cell", "read_space"]
 
 Want = Literal["cell", "space", "either"]
 
+_LONGEST_PATH = 4096
+
 
 @dataclass(frozen=True)
 class Found:
@@ -88,9 +90,17 @@ def _split(reference: str) -> tuple[Path | None, str | None]:
     file, colon, name = reference.partition(".dpc:")
     if colon:
         return Path(file + ".dpc"), name
-    if reference in zoo() or not (Path(reference).is_file() or re.fullmatch(r"[^\s()]*[./\\][^\s()]*", reference)):
+    if reference in zoo() or len(reference) > _LONGEST_PATH:
         return None, None
-    return Path(reference), None
+    looks_like_a_file = re.fullmatch(r"[^\s()]+", reference) and re.search(r"[./\\]", reference)
+    return (Path(reference), None) if looks_like_a_file or _is_file(reference) else (None, None)
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return Path(name).is_file()
+    except (OSError, ValueError):  # no file has such a name
+        return False
 
 
 def _only(document: Document, want: Want, called: str) -> Found:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import cached_property
 from itertools import groupby, product
 from typing import Annotated
@@ -162,11 +162,16 @@ class Space(Value):
         """
         if cell.filters != self.filters or not all(c.holds(cell) for c in self.constraints):
             return None
-        return next(self._ways(cell), None)
+        return self._first_way(cell)
 
-    def _ways(self, cell: Cell) -> Iterator[tuple[tuple[int, int] | None, ...]]:
+    def _first_way(self, cell: Cell) -> tuple[tuple[int, int] | None, ...] | None:
         # Depth first over slots, without recursion: each frame is (slots decided, tensor of each branch by slot).
         stack: list[tuple[tuple[tuple[int, int] | None, ...], tuple[int, ...]]] = [((), (0,))]
+        # What has failed from one frame fails from every other that leaves the rest of the slots and branches the same
+        # choices: as many branches placed in as many slots, and those that are yet to be read open to the same slots.
+        failed: set[tuple[int, int, tuple[int, ...]]] = set()
+        optional = any(slot.optional for slot in self.slots)
+        to_read = _to_read(cell) if optional else []
         while stack:
             chosen, tensors = stack.pop()
             number, branch_number = len(chosen) + 1, len(tensors) - 1
@@ -174,8 +179,12 @@ class Space(Value):
             if missing > len(self.slots) - len(chosen):
                 continue
             if number > len(self.slots):
-                yield chosen
-                continue
+                return chosen
+            if optional:
+                open_to = tuple(self._readers[tensors[i]] >> len(chosen) for i in to_read[branch_number])
+                if (len(chosen), branch_number, open_to) in failed:
+                    continue
+                failed.add((len(chosen), branch_number, open_to))
             slot = self.slots[number - 1]
             if slot.optional:
                 stack.append(((*chosen, None), tensors))
@@ -185,6 +194,16 @@ class Space(Value):
                 source = tensors[branch.input]
                 if operator is not None and (slot.inputs is None or source in slot.inputs):
                     stack.append(((*chosen, (source, operator)), (*tensors, number)))
+        return None
+
+    @cached_property
+    def _readers(self) -> tuple[int, ...]:
+        """By tensor: the slots that may choose it, as bits."""
+        readers = [0] * (len(self.slots) + 1)
+        for number in range(1, len(self.slots) + 1):
+            for tensor in self.candidates(number):
+                readers[tensor] |= 1 << (number - 1)
+        return tuple(readers)
 
     def decode(self, choices: Iterable[tuple[int, int] | None]) -> Cell:
         """The cell of (input, operator number) a slot, None for a slot left out; the inverse of :meth:`embed`.
@@ -222,11 +241,14 @@ class Space(Value):
     def __str__(self) -> str:
         """The body of the space in one line."""
         parts = [] if self.filters == DEFAULT_FILTERS else [f"filters {self.filters}"]
-        for number, (text, same) in enumerate(groupby(map(str, self.slots))):
+        number = 0
+        for text, same in groupby(map(str, self.slots)):
             count = len(list(same))
             if count == 1 and number == 0:  # the first branch can read nothing but F
                 text = str(self.slots[0].model_copy(update={"inputs": (0,)}))  # noqa: PLW2901
-            parts.append(f"{count} * {text}" if count > 1 else text)
+            optional = "optional " if self.slots[number].optional else ""
+            parts.append(f"{optional}{count} * {text.removeprefix(optional)}" if count > 1 else text)
+            number += count
         parts += [f"require {constraint}" for constraint in self.constraints]
         return " ".join(parts)
 
@@ -241,6 +263,12 @@ class Space(Value):
             return draw(self).svg()
         except DpcError:  # no Graphviz: the notebook shows the text instead
             return None
+
+
+def _to_read(cell: Cell) -> list[tuple[int, ...]]:
+    """By the number of branches placed: those of them, and F, that later branches read."""
+    last = {branch.input: number for number, branch in enumerate(cell.branches, 1)}
+    return [tuple(i for i in sorted(last) if i <= placed < last[i]) for placed in range(len(cell) + 1)]
 
 
 def spelled_operators(operators: tuple[Operator, ...]) -> str:

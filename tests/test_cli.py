@@ -155,7 +155,7 @@ def test_convert_reads_every_kind_of_reference(dpc: Dpc, tmp_path: Path) -> None
         assert dpc("convert", reference, "--to", "line").out == line + "\n"
     several = dpc("convert", "two.dpc", "--to", "line")
     assert several.code == 1
-    assert "two.dpc defines 2 cells" in several.err
+    assert "two.dpc:1:1: error: this defines 2 cells, and one is wanted" in several.err
     assert "name one of `one`, `a`" in several.err
 
 

@@ -55,7 +55,7 @@ def parse(
     name: what messages call the text. folder: where the files it imports are looked for (the working directory).
     Raises :class:`DpcError` with every mistake of the text, and nothing else, whatever the text.
     """
-    return _parse(Source(name, text), folder or Path(), (), max_characters)
+    return _parse(Source(name, text), folder or Path(), (), max_characters, {})
 
 
 def load(path: str | Path, *, max_characters: int = MAX_CHARACTERS) -> Document:
@@ -64,13 +64,24 @@ def load(path: str | Path, *, max_characters: int = MAX_CHARACTERS) -> Document:
     Raises :class:`DpcError`: DPC060 if the file cannot be read, DPC006 if it is not text, else as :func:`parse`.
     """
     path = Path(path)
-    return _parse(read_text(path, max_characters), path.parent, (path,), max_characters)
+    return _parse(read_text(path, max_characters), path.parent, (path,), max_characters, {})
 
 
-def _parse(source: Source, folder: Path, chain: tuple[Path, ...], max_characters: int) -> Document:
-    def importer(token: Token, span: Span) -> Document:
+def _parse(
+    source: Source, folder: Path, chain: tuple[Path, ...], max_characters: int, known: dict[Path, Document | None]
+) -> Document:
+    """chain: the files on the way to this one. known: every file read so far, None where it has mistakes."""
+    here: dict[str, Document | None] = {}  # what this text has imported, as it is written
+
+    def importer(token: Token, span: Span) -> Document | None:
         if token.type == "ZOO":
             return Document(Source("zoo", ""), zoo())
+        if token not in here:
+            here[str(token)] = None
+            here[str(token)] = read(token, span)
+        return here[str(token)]
+
+    def read(token: Token, span: Span) -> Document | None:
         path = folder / str(token)[1:-1]
         try:
             resolved = path.resolve()
@@ -82,12 +93,16 @@ def _parse(source: Source, folder: Path, chain: tuple[Path, ...], max_characters
             raise DpcError.of("DPC036", f"this import goes round in a circle: {way}", span, hint="take one of them out")
         if len(chain) >= _MAX_IMPORTS:
             raise DpcError.of("DPC036", f"more than {_MAX_IMPORTS} files import one another in a chain", span)
+        if resolved in known:
+            return known[resolved]
         try:
             text = read_text(path, max_characters)
         except DpcError as error:
             hint = error.diagnostics[0].hint or "a file is looked for from the folder of the text that imports it"
             raise DpcError.of("DPC035", error.diagnostics[0].message, span, hint=hint) from None
-        return _parse(text, path.parent, (*chain, path), max_characters)
+        known[resolved] = None
+        known[resolved] = _parse(text, path.parent, (*chain, path), max_characters, known)
+        return known[resolved]
 
     return resolve_file(source, parse_file(source, max_characters), importer)
 

@@ -16,7 +16,7 @@ from dpcdsl.syntax import tree
 from dpcdsl.syntax.branches import read_cell
 from dpcdsl.syntax.choices import read_operators
 from dpcdsl.syntax.context import Context, Skip, short
-from dpcdsl.syntax.grammar import MAX_DEPTH
+from dpcdsl.syntax.grammar import FLATTER, MAX_DEPTH, TOO_DEEP
 
 __all__ = ["read_condition", "required"]
 
@@ -30,12 +30,7 @@ def required(c: Context, node: tree.ConditionNode, env: Mapping[str, int]) -> co
 
 def read_condition(c: Context, node: tree.ConditionNode, env: Mapping[str, int]) -> constraints.Constraint | None:
     if node.depth > MAX_DEPTH:
-        c.report(
-            "DPC007",
-            f"this condition is nested deeper than {MAX_DEPTH}",
-            _first_word(node),
-            "write it flatter, with `and` and `or`",
-        )
+        c.report("DPC007", TOO_DEEP, tree.first_word(node), FLATTER)
         return None
     match node:
         case tree.AnyOfNode(parts=parts):
@@ -172,11 +167,3 @@ def read_distance(c: Context, node: tree.MeasureNode) -> constraints.Distance:
     if not isinstance(definition.value, Cell):
         c.fail("DPC032", f"`{name}` is the name of {definition.kind}, not of a cell", name, "write `distance(top1)`")
     return constraints.Distance(to=definition.value)
-
-
-def _first_word(node: tree.ConditionNode) -> Token:
-    while not isinstance(node, tree.ComparisonNode):
-        if isinstance(node, tree.NotNode):
-            return node.keyword
-        node = node.parts[0]
-    return node.measure.name

@@ -47,7 +47,7 @@ class Definition:
         """The parameters of a space and their defaults."""
         return self.template.parameters if self.template else {}
 
-    def space(self, **parameters: int) -> Space:
+    def space(self, /, **parameters: int) -> Space:
         """The space with some of its parameters set; a cell is the space that holds only it.
 
         Raises :class:`DpcError`: DPC034 for unknown or missing parameters, DPC032 for an operator set.
@@ -87,6 +87,10 @@ class Document:
             )
         return found
 
+    @property
+    def _start(self) -> Span:
+        return Span(self.source, 0, 1)
+
     def _contents(self) -> str:
         names = [f"`{name}`" for name in self.definitions if name]
         shown = ", ".join(names[:12]) + (" …" if len(names) > 12 else "")
@@ -110,21 +114,21 @@ class Document:
         if name is None:
             cells = self.cells
             if len(cells) != 1:
-                what = "no cell" if not cells else f"{len(cells)} cells"
-                raise DpcError.of("DPC061", f"{self.source.name} defines {what}", hint=self._contents())
+                what = "no cell" if not cells else f"{len(cells)} cells, and one is wanted"
+                raise DpcError.of("DPC061", f"this defines {what}", self._start, hint=self._contents())
             return next(iter(cells.values()))
         value = self[name].value
         if not isinstance(value, Cell):
             raise DpcError.of("DPC032", f"`{name}` is the name of {self[name].kind}, not of a cell")
         return value
 
-    def space(self, name: str | None = None, **parameters: int) -> Space:
+    def space(self, name: str | None = None, /, **parameters: int) -> Space:
         """The space ``name`` with its parameters, or the only space of the text (else its only cell)."""
         if name is None:
             names = [n for n, d in self.definitions.items() if d.noun == "space"] or list(self.cells)
             if len(names) != 1:
                 what = "no space" if not names else f"{len(names)} to choose from"
-                raise DpcError.of("DPC061", f"{self.source.name} defines {what}", hint=self._contents())
+                raise DpcError.of("DPC061", f"this defines {what}", self._start, hint=self._contents())
             name = names[0]
         return self[name].space(**parameters)
 

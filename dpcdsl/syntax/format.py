@@ -12,19 +12,29 @@ from collections.abc import Callable, Sequence
 from lark import Token
 
 from dpcdsl.cell import Cell
-from dpcdsl.errors import Source
+from dpcdsl.errors import DpcError, Source, Span
 from dpcdsl.space import Space
 from dpcdsl.syntax import tree
-from dpcdsl.syntax.grammar import MAX_CHARACTERS, parse_file, parse_tuple
+from dpcdsl.syntax.grammar import FLATTER, MAX_CHARACTERS, MAX_DEPTH, TOO_DEEP, parse_file, parse_tuple
 
 __all__ = ["format_cell", "format_space", "format_text"]
 
 _WIDTH = 100
+_BLANKS = re.compile(r"[ \t]*")
+# What stands between words, comments among it, up to a sign or the last closing parenthesis. Possessive, for memory.
+_TO_BRACE = re.compile(r"(?:[^{#]++|#[^\n]*+)*+")
+_TO_PARENTHESIS = re.compile(r"(?:[^)#]++|#[^\n]*+)*+")
+_CLOSING = re.compile(r"(?:(?:\s++|#[^\n]*+)*+\))*+")
 
 
 def format_text(text: str, *, name: str = "<text>", max_characters: int = MAX_CHARACTERS) -> str:
     """``text`` in its one layout. Raises :class:`DpcError` if it does not fit the grammar."""
-    node = parse_file(Source(name, text), max_characters)
+    source = Source(name, text)
+    node = parse_file(source, max_characters)
+    for condition in tree.conditions_of(node):
+        if condition.depth > MAX_DEPTH:
+            word = tree.first_word(condition)
+            raise DpcError.of("DPC007", TOO_DEEP, Span(source, tree.start_of(word), tree.end_of(word)), hint=FLATTER)
     return _Printer(text).file(node)
 
 
@@ -79,7 +89,7 @@ class _Printer:
     def trailing(self, end: int) -> None:
         if self.next < len(self.comments):
             start, stop, comment = self.comments[self.next]
-            if start >= end and re.fullmatch(r"[ \t]*", self.text[end:start]):
+            if start >= end and _BLANKS.fullmatch(self.text, end, start):
                 self.lines[-1] += "  " + comment
                 self.done = stop
                 self.next += 1
@@ -154,7 +164,7 @@ class _Printer:
 
     def opening(self, offset: int) -> int:
         """Where the brace is that opens a body, past comments."""
-        match = re.compile(r"(?:[^{#]|#[^\n]*)*").match(self.text, offset)
+        match = _TO_BRACE.match(self.text, offset)
         assert match is not None
         return match.end()
 
@@ -164,7 +174,8 @@ class _Printer:
         end = terms[-1].end
         written = [_term(term) for term in terms]
         line = f"ops {node.name} = " + " | ".join(written)
-        inside = self.next < len(self.comments) and self.comments[self.next][0] < end
+        # Comments behind the first operator stay between the lines; earlier ones move above.
+        inside = any(terms[0].end <= start < end for start, _, _ in self.comments[self.next :])
         if len(line) <= _WIDTH - 20 and not inside:
             self.put(start, end, [line], "")
             return
@@ -181,9 +192,9 @@ class _Printer:
         start = tree.start_of(node.keyword)
         end = tree.end_of(node.base.name)
         if node.base.arguments:
-            end = self.after(tree.end_of(node.base.arguments[-1][1]), ")")
+            end = self.after_parenthesis(tree.end_of(node.base.arguments[-1][1]))
         elif re.compile(r"\s*\(\s*\)").match(self.text, end):
-            end = self.after(end, ")")
+            end = self.after_parenthesis(end)
         head = f"space {node.name}{_formals(node)} = {_reference(node.base)}"
         lines = [head]
         if node.condition is not None:
@@ -193,21 +204,17 @@ class _Printer:
         self.start_item(start, apart)
         self.put(start, end, lines, "")
 
-    def after(self, offset: int, sign: str) -> int:
-        """Just behind the next ``sign`` that is not in a comment."""
-        pattern = re.compile(rf"(?:[^{re.escape(sign)}#]|#[^\n]*)*")
-        match = pattern.match(self.text, offset)
+    def after_parenthesis(self, offset: int) -> int:
+        """Just behind the next closing parenthesis that is not in a comment."""
+        match = _TO_PARENTHESIS.match(self.text, offset)
         assert match is not None
         return match.end() + 1
 
     def condition_end(self, node: tree.ConditionNode, offset: int) -> int:
         """Where a condition ends: behind its last number and the parentheses that close after it."""
-        last = node
-        while not isinstance(last, tree.ComparisonNode):
-            last = last.part if isinstance(last, tree.NotNode) else last.parts[-1]
-        end = tree.end_of(last.bound)
-        closing = re.compile(r"(?:[\s)]|#[^\n]*)*\)").match(self.text, end)
-        return max(offset, closing.end() if closing else end)
+        closing = _CLOSING.match(self.text, tree.end_of(tree.last_comparison(node).bound))
+        assert closing is not None
+        return max(offset, closing.end())
 
     # Bodies
 

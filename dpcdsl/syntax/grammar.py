@@ -17,12 +17,24 @@ from dpcdsl.errors import Diagnostic, DpcError, Source, Span
 from dpcdsl.syntax import tree
 from dpcdsl.syntax.mistakes import explain
 
-__all__ = ["LONGEST_KEPT", "MAX_CHARACTERS", "MAX_DEPTH", "parse_file", "parse_start", "parse_tuple"]
+__all__ = [
+    "FLATTER",
+    "LONGEST_KEPT",
+    "MAX_CHARACTERS",
+    "MAX_DEPTH",
+    "TOO_DEEP",
+    "parse_file",
+    "parse_start",
+    "parse_tuple",
+]
 
 #: Largest text that is read, in characters, unless a caller sets another limit.
 MAX_CHARACTERS = 8_000_000
+#: What is said against deeper ones, and the remedy.
+TOO_DEEP = f"this condition is nested deeper than {MAX_DEPTH}"
+FLATTER = "write it flatter, with `and` and `or`"
 #: A text may have one word or sign for so many characters of the limit.
-CHARACTERS_PER_WORD = 4
+CHARACTERS_PER_WORD = 8
 #: Longest branch tuple, in characters, whose tree is kept for the next equal one.
 LONGEST_KEPT = 100
 
@@ -178,7 +190,7 @@ class _TooManyWords(Exception):  # noqa: N818 (becomes a DpcError where the text
 _most_words: ContextVar[int] = ContextVar("most_words")
 
 
-class _Count:
+class _Count(PostLex):
     """Counts what the parser gets to read: a text of single signs takes far more memory than one of words."""
 
     always_accept = ()
@@ -201,7 +213,7 @@ def _lark() -> Lark:
         start=["file", "branch_tuple", "condition", "space_reference"],
         maybe_placeholders=True,
         transformer=_Build(),
-        postlex=cast("PostLex", _Count()),
+        postlex=_Count(),
     )
 
 
@@ -214,7 +226,7 @@ def parse_start(source: Source, start: Start, max_characters: int = MAX_CHARACTE
             Span(source, 0, 1),
             hint="split it into several files, or raise the limit (`max_characters`, `--max-characters`)",
         )
-    most = max(1000, max_characters // CHARACTERS_PER_WORD)
+    most = max(4000, max_characters // CHARACTERS_PER_WORD)
     limit = _most_words.set(most)
     try:
         return _lark().parse(source.text, start=start)

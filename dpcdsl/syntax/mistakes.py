@@ -59,6 +59,7 @@ _PHRASES: dict[str, str] = {
     "RBRACE": "`}`",
     "$END": "the end of the text",
 }
+_BLANK = " \t\r\n\ufeff"  # as the grammar ignores it
 _ITEMS = ("cell", "ops", "space", "from")
 _STATEMENTS = ("filters", "optional", "require")
 
@@ -90,9 +91,9 @@ def explain(source: Source, mistake: UnexpectedInput, start: str, base: int = 0)
     parser = getattr(mistake, "interactive_parser", None)
     expected = frozenset(parser.accepts()) if parser is not None else frozenset()
     at = base + (mistake.pos_in_stream or 0)
-    at_end = getattr(getattr(mistake, "token", None), "type", None) == "$END" or not text[at:].strip()
+    at_end = getattr(getattr(mistake, "token", None), "type", None) == "$END" or not text[at:].strip(_BLANK)
     if at_end:
-        at = len(text.rstrip())
+        at = len(text.rstrip(_BLANK))
     found = "" if at_end else _word(text, at)
     before = text[max(0, at - 200) : at].rstrip()
     in_tuple = start == "branch_tuple"

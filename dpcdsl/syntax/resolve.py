@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 
 from lark import Token
 
@@ -38,8 +40,12 @@ _MAX_CONDITIONS = 256
 #: Longest chain of spaces that pass parameters on to one another.
 _MAX_DERIVED = 50
 
-#: Finds the definitions of an imported text: called with the import's source token and its place.
-Importer = Callable[[Token, Span], Document]
+#: Mistakes that another value of a space's parameter may mend.
+_HANG_ON_NUMBERS = {"DPC011", "DPC012", "DPC017", "DPC020", "DPC021", "DPC022", "DPC023", "DPC024", "DPC025", "DPC062"}
+
+#: Finds the definitions of an imported text: called with the import's source token and its place. None where its
+#: mistakes have been told before.
+Importer = Callable[[Token, Span], Document | None]
 
 
 @dataclass(frozen=True)
@@ -170,13 +176,13 @@ def read_import(c: Context, node: tree.ImportNode, importer: Importer) -> None:
     for name, alias in node.names:
         own = alias or name
         if document is not None and name not in document.definitions:
-            near = nearest(name, document.definitions)
+            near = c.nearest(name, document.definitions)
             c.report(
                 "DPC037",
                 f"{'the zoo' if node.source.type == 'ZOO' else node.source} does not define `{name}`"
                 + (f"; did you mean `{near}`?" if near else ""),
                 name,
-                "it defines " + ", ".join(f"`{n}`" for n in list(document.definitions)[:12] if n),
+                "it defines " + ", ".join(f"`{n}`" for n in islice(document.definitions, 12) if n),
             )
         define(c, own, document.definitions.get(name) if document else None)
         c.imported.add(str(own))
@@ -197,12 +203,19 @@ def read_space(c: Context, node: tree.SpaceNode) -> Definition:
         parameters[str(formal.name)] = default
     scope = {name: c.scope[name] for name in _words(c.source, node) if name in c.scope} if parameters else {}
     template = Template(c.source, node, scope, parameters, _height(node, c.scope))
-    env = {name: 1 if value is None else value for name, value in parameters.items()}
-    value = read_space_value(c, node, env)
-    if value is None:
+    if None not in parameters.values():
+        value = read_space_value(c, node, {name: n for name, n in parameters.items() if n is not None})
+        if value is None:
+            raise Skip
+        return Definition(str(node.name), value, c.span(node.name), template=template)
+    # A parameter without a default: read the body for any number, and leave what hangs on the number for later.
+    found = len(c.found)
+    with suppress(Skip):
+        read_space_value(c, node, {name: 1 if n is None else n for name, n in parameters.items()})
+    c.found[found:] = [d for d in c.found[found:] if d.code not in _HANG_ON_NUMBERS]
+    if len(c.found) > found:
         raise Skip
-    complete = None not in parameters.values()
-    return Definition(str(node.name), value if complete else None, c.span(node.name), template=template)
+    return Definition(str(node.name), None, c.span(node.name), template=template)
 
 
 def read_space_value(c: Context, node: tree.SpaceNode, env: Mapping[str, int]) -> Space | None:
@@ -275,7 +288,11 @@ def read_derived(
                 "write this one out",
             )
         try:
-            base = template.instantiate(str(reference.name), given, c.budget) if given and template else definition.space()
+            if given and template is not None:
+                c.spend(len(template.parameters), reference.name)
+                base = template.instantiate(str(reference.name), given, c.budget)
+            else:
+                base = definition.space()
         except DpcError as error:
             c.adopt(error, reference.name)
             raise Skip from None
@@ -296,10 +313,11 @@ def read_derived(
 def _unknown_parameter(name: str, parameter: str, known: Iterable[str]) -> DpcError:
     known = list(known)
     near = nearest(parameter, known)
+    listed = ", ".join(f"`{k}`" for k in known[:12]) + (" …" if len(known) > 12 else "")
     return DpcError.of(
         "DPC034",
         f"`{name}` has no parameter `{parameter[:40]}`" + (f"; did you mean `{near}`?" if near else ""),
-        hint="its parameters: " + ", ".join(f"`{k}`" for k in known) if known else "it takes none",
+        hint=f"its parameters: {listed}" if known else "it takes none",
     )
 
 
@@ -313,7 +331,8 @@ def _names_defined(node: tree.FileNode) -> dict[str, Token]:
 
 def _words(source: Source, node: tree.SpaceNode) -> set[str]:
     """Every word of a space's text: the names it uses, which its template has to remember, are among them."""
-    return set(re.findall(r"[A-Za-z_][A-Za-z0-9_]*", source.text[tree.start_of(node.keyword) : tree.end_of_space(node)]))
+    text = source.text[tree.start_of(node.keyword) : tree.end_of_space(node)]
+    return set(re.findall(r"[A-Za-z_][A-Za-z0-9_]*", text))
 
 
 def _height(node: tree.SpaceNode, scope: Scope) -> int:

@@ -6,6 +6,7 @@ its opening parenthesis, because one parsed tuple stands for every equal text.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -40,8 +41,10 @@ __all__ = [
     "Statement",
     "Term",
     "TupleNode",
+    "conditions_of",
     "end_of",
     "end_of_space",
+    "first_word",
     "last_comparison",
     "start_of",
 ]
@@ -250,10 +253,28 @@ def end_of(token: Token) -> int:
     return token.end_pos
 
 
+def first_word(node: ConditionNode) -> Token:
+    while not isinstance(node, ComparisonNode):
+        if isinstance(node, NotNode):
+            return node.keyword
+        node = node.parts[0]
+    return node.measure.name
+
+
 def last_comparison(node: ConditionNode) -> ComparisonNode:
     while not isinstance(node, ComparisonNode):
         node = node.part if isinstance(node, NotNode) else node.parts[-1]
     return node
+
+
+def conditions_of(node: FileNode) -> Iterator[ConditionNode]:
+    """Every condition that a text states, in order."""
+    for item in node.items:
+        for statement in item.statements if isinstance(item, CellNode | SpaceNode) else ():
+            if isinstance(statement, RequireNode):
+                yield statement.condition
+        if isinstance(item, SpaceNode) and item.condition is not None:
+            yield item.condition
 
 
 def end_of_space(node: SpaceNode) -> int:
