@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import doctest
+import importlib
 import importlib.util
 import io
 import os
@@ -424,3 +425,15 @@ def test_links_are_found() -> None:
     assert not leads(ROOT / "docs" / "language.md", "#nowhere")
     assert leads(ROOT / "docs" / "language.md", "errors.md#dpc001-unexpected-character")
     assert not leads(ROOT / "docs" / "language.md", "../..")
+
+
+@pytest.mark.usefixtures("folder")
+def test_examples_in_docstrings() -> None:
+    attempted = 0
+    for path in sorted((ROOT / "dpcdsl").rglob("*.py")):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        if ">>> " in path.read_text(encoding="utf-8") and not name.endswith("__main__"):
+            outcome = doctest.testmod(importlib.import_module(name))
+            assert not outcome.failed, name
+            attempted += outcome.attempted
+    assert attempted >= 5
