@@ -6,10 +6,11 @@
 150336
 """
 
+from typing import TYPE_CHECKING, Any
+
 from dpcdsl.cell import Branch, Cell, distance
 from dpcdsl.compilers import compile
 from dpcdsl.cost import Cost, cost
-from dpcdsl.diagram import Diagram, draw, draw_receptive_field
 from dpcdsl.errors import Diagnostic, DpcError, Source, Span
 from dpcdsl.explain import explain
 from dpcdsl.interchange import from_deeplab, from_json, from_vector, to_deeplab, to_json, to_vector
@@ -30,6 +31,9 @@ from dpcdsl.syntax import (
     parse_space,
     zoo,
 )
+
+if TYPE_CHECKING:
+    from dpcdsl.diagram import Diagram, draw, draw_receptive_field
 
 __version__ = "0.1.0.dev0"
 
@@ -84,3 +88,12 @@ __all__ = [
     "to_vector",
     "zoo",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Drawing is what most programs never do: its modules are read when they are asked for.
+    if name in ("Diagram", "draw", "draw_receptive_field"):
+        from dpcdsl import diagram
+
+        return getattr(diagram, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -167,7 +167,7 @@ def read_output(c: Context, token: Token, number: int) -> None:
 def read_filters(c: Context, node: tree.FiltersNode, known: int | None, env: Mapping[str, int]) -> int:
     if known is not None:
         c.fail("DPC016", "`filters` is given twice", node.keyword, "keep one of them")
-    return c.integer(node.count, env, 1, MAX_FILTERS)
+    return c.integer(node.number, env, 1, MAX_FILTERS)
 
 
 def read_cell(c: Context, node: tree.CellNode, at: Span | None = None) -> Definition:
@@ -183,7 +183,7 @@ def read_cell(c: Context, node: tree.CellNode, at: Span | None = None) -> Defini
     filters: int | None = None
     failed = False
     for statement in node.statements:
-        if isinstance(statement, tree.BranchNode) and statement.optional is None and statement.count is None:
+        if isinstance(statement, tree.BranchNode) and statement.optional is None and statement.times is None:
             token = statement.text
             start = tree.start_of(token)
             spans.append(Span(c.source, start, start + len(token)))
@@ -209,7 +209,7 @@ def read_cell(c: Context, node: tree.CellNode, at: Span | None = None) -> Defini
                         "write `space` instead of `cell`",
                     )
                 case tree.BranchNode():
-                    what = statement.optional or statement.count
+                    what = statement.optional or statement.times
                     assert what is not None
                     c.fail(
                         "DPC019",
@@ -236,9 +236,9 @@ def check_count(c: Context, count: int, noun: str, at: Span) -> None:
 
 def read_slots(c: Context, statement: tree.BranchNode, before: Sequence[Slot], env: Mapping[str, int]) -> list[Slot]:
     number = len(before) + 1
-    count = c.integer(statement.count, env, 1) if statement.count is not None else 1
+    count = c.integer(statement.times, env, 1) if statement.times is not None else 1
     if number + count - 1 > MAX_BRANCHES:
-        at = statement.count if statement.count is not None else statement.text
+        at = statement.times if statement.times is not None else statement.text
         c.fail("DPC021", f"a space has at most {MAX_BRANCHES} branches", at, f"this would make {number + count - 1}")
     c.spend(count, statement.text)
     spend_reading(c, statement.text)

@@ -222,15 +222,15 @@ class _Printer:
         layout = _aligned(statements) if aligned else _plain
         for statement in statements:
             match statement:
-                case tree.FiltersNode(keyword=keyword, count=count):
-                    self.put(tree.start_of(keyword), tree.end_of(count), [f"filters {count}"], indent)
+                case tree.FiltersNode(keyword=keyword, number=number):
+                    self.put(tree.start_of(keyword), tree.end_of(number), [f"filters {number}"], indent)
                 case tree.RequireNode(keyword=keyword, condition=condition):
                     end = self.condition_end(condition, 0)
                     self.put(tree.start_of(keyword), end, [f"require {_condition(condition)}"], indent)
                 case tree.BranchNode():
-                    first = statement.optional or statement.count or statement.text
+                    first = statement.optional or statement.times or statement.text
                     prefix = "optional " if statement.optional is not None else ""
-                    prefix += f"{statement.count} * " if statement.count is not None else ""
+                    prefix += f"{statement.times} * " if statement.times is not None else ""
                     lines = layout(parse_tuple(str(statement.text)), prefix)
                     self.put(tree.start_of(first), tree.end_of(statement.text), lines, indent)
 

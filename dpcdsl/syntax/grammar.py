@@ -101,11 +101,11 @@ class _Build(Transformer[Token, Any]):
     ) -> tuple[tree.Reference, tree.ConditionNode | None]:
         return base, condition
 
-    def filters(self, keyword: Token, count: Token) -> tree.FiltersNode:
-        return tree.FiltersNode(keyword, count)
+    def filters(self, keyword: Token, number: Token) -> tree.FiltersNode:
+        return tree.FiltersNode(keyword, number)
 
-    def branch(self, optional: Token | None, count: Token | None, text: Token) -> tree.BranchNode:
-        return tree.BranchNode(optional, count, text)
+    def branch(self, optional: Token | None, times: Token | None, text: Token) -> tree.BranchNode:
+        return tree.BranchNode(optional, times, text)
 
     def require(self, keyword: Token, condition: tree.ConditionNode) -> tree.RequireNode:
         return tree.RequireNode(keyword, condition)

@@ -7,8 +7,7 @@ its opening parenthesis, because one parsed tuple stands for every equal text.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from lark import Token
 
@@ -50,8 +49,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Interval:
+class Interval(NamedTuple):
     """``3``, ``3..21`` or ``3..21 step 3``."""
 
     first: Token
@@ -59,8 +57,7 @@ class Interval:
     step: Token | None
 
 
-@dataclass(frozen=True, slots=True)
-class AxisSet:
+class AxisSet(NamedTuple):
     opening: Token
     intervals: tuple[Interval, ...]
     closing: Token
@@ -69,8 +66,7 @@ class AxisSet:
 Axis: TypeAlias = Token | AxisSet
 
 
-@dataclass(frozen=True, slots=True)
-class ParameterNode:
+class ParameterNode(NamedTuple):
     """``rate 1x6`` (the height is a PAIR token), ``groups 4``, or ``rate {1, 3} x {6}``."""
 
     name: Token
@@ -78,8 +74,7 @@ class ParameterNode:
     width: Axis | None
 
 
-@dataclass(frozen=True, slots=True)
-class Term:
+class Term(NamedTuple):
     """An operator or the name of a set, with its parameters."""
 
     kind: Token
@@ -94,13 +89,11 @@ class Term:
         return end_of(axis.closing if isinstance(axis, AxisSet) else axis)
 
 
-@dataclass(frozen=True, slots=True)
-class Alternatives:
+class Alternatives(NamedTuple):
     terms: tuple[Term, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class TupleNode:
+class TupleNode(NamedTuple):
     """``(X, OP, Y)``."""
 
     inputs: tuple[Token, ...]
@@ -109,63 +102,54 @@ class TupleNode:
     output: Token
 
 
-@dataclass(frozen=True, slots=True)
-class FiltersNode:
+class FiltersNode(NamedTuple):
     keyword: Token
-    count: Token
+    number: Token
 
 
-@dataclass(frozen=True, slots=True)
-class BranchNode:
+class BranchNode(NamedTuple):
     """A tuple, still as one token, with what stands before it."""
 
     optional: Token | None
-    count: Token | None
+    times: Token | None
     text: Token
 
 
-@dataclass(frozen=True, slots=True)
-class KeywordArgument:
+class KeywordArgument(NamedTuple):
     name: Token
     value: Token
 
 
-@dataclass(frozen=True, slots=True)
-class InlineCell:
+class InlineCell(NamedTuple):
     tuples: tuple[Token, ...]
 
 
 Argument: TypeAlias = KeywordArgument | Alternatives | InlineCell
 
 
-@dataclass(frozen=True, slots=True)
-class MeasureNode:
+class MeasureNode(NamedTuple):
     name: Token
     arguments: tuple[Argument, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class ComparisonNode:
+class ComparisonNode(NamedTuple):
     measure: MeasureNode
     relation: Token
     bound: Token
     depth: int = 1
 
 
-@dataclass(frozen=True, slots=True)
-class AnyOfNode:
+class AnyOfNode(NamedTuple):
     parts: tuple[ConditionNode, ...]
     depth: int
 
 
-@dataclass(frozen=True, slots=True)
-class AllOfNode:
+class AllOfNode(NamedTuple):
     parts: tuple[ConditionNode, ...]
     depth: int
 
 
-@dataclass(frozen=True, slots=True)
-class NotNode:
+class NotNode(NamedTuple):
     keyword: Token
     part: ConditionNode
     depth: int
@@ -174,8 +158,7 @@ class NotNode:
 ConditionNode: TypeAlias = ComparisonNode | AnyOfNode | AllOfNode | NotNode
 
 
-@dataclass(frozen=True, slots=True)
-class RequireNode:
+class RequireNode(NamedTuple):
     keyword: Token
     condition: ConditionNode
 
@@ -183,15 +166,13 @@ class RequireNode:
 Statement: TypeAlias = FiltersNode | BranchNode | RequireNode
 
 
-@dataclass(frozen=True, slots=True)
-class ImportNode:
+class ImportNode(NamedTuple):
     keyword: Token
     source: Token
     names: tuple[tuple[Token, Token | None], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class CellNode:
+class CellNode(NamedTuple):
     """A named cell, or the bare tuples of a file (then ``name`` is None)."""
 
     keyword: Token | None
@@ -200,29 +181,25 @@ class CellNode:
     closing: Token | None
 
 
-@dataclass(frozen=True, slots=True)
-class OpsNode:
+class OpsNode(NamedTuple):
     keyword: Token
     name: Token
     operators: Alternatives
 
 
-@dataclass(frozen=True, slots=True)
-class Formal:
+class Formal(NamedTuple):
     name: Token
     default: Token | None
 
 
-@dataclass(frozen=True, slots=True)
-class Reference:
+class Reference(NamedTuple):
     """``dpc`` or ``dpc(B = 8)``."""
 
     name: Token
     arguments: tuple[tuple[Token, Token], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class SpaceNode:
+class SpaceNode(NamedTuple):
     """A space with a body (``statements``), or one derived from another (``base``)."""
 
     keyword: Token
@@ -237,8 +214,7 @@ class SpaceNode:
 Item: TypeAlias = ImportNode | CellNode | OpsNode | SpaceNode
 
 
-@dataclass(frozen=True, slots=True)
-class FileNode:
+class FileNode(NamedTuple):
     version: Token | None
     items: tuple[Item, ...]
 
