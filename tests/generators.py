@@ -1,0 +1,772 @@
+"""Random cells, spaces, texts and hostile inputs for the tests.
+
+Values come as Hypothesis strategies. Texts come from plain functions of a ``random.Random``, so that the long runs can
+make millions of them: :func:`file_text` writes a valid file from its parts, with a layout of its own that owes nothing
+to the formatter; :func:`hostile_text` writes what nobody should have to read.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from hypothesis import strategies as st
+
+from dpcdsl import operators as registry
+from dpcdsl.cell import Branch, Cell
+from dpcdsl.constraints import (
+    AllOf,
+    AnyOf,
+    Branches,
+    Comparison,
+    Constraint,
+    Depth,
+    Distance,
+    MAdds,
+    Measure,
+    Not,
+    Params,
+    Uses,
+)
+from dpcdsl.layers import Convolution
+from dpcdsl.operators import Integer, Operator, OperatorKind, Pair
+from dpcdsl.space import OperatorSet, Slot, Space
+
+RELATIONS = ("<=", "<", ">=", ">", "==", "!=")
+
+#: A kind with a parameter of each shape; only inside ``with registered(GROUPED)``.
+GROUPED = OperatorKind(
+    "grouped", lambda filters, **_: [Convolution("conv", filters)], (Integer("groups"), Pair("size"))
+)
+
+
+@contextmanager
+def registered(kind: OperatorKind) -> Iterator[OperatorKind]:
+    """Make ``kind`` known for a while; messages that list the operators stay as they are elsewhere."""
+    registry.register_operator(kind)
+    try:
+        yield kind
+    finally:
+        del registry._registry[kind.name]
+
+
+# Values
+
+
+def numbers(largest: int = 30) -> st.SearchStrategy[int]:
+    return st.integers(1, largest) | st.sampled_from((1, 3, 6, 9, 12, 15, 18, 21, 24, 2**31 - 1))
+
+
+def paper_operators() -> st.SearchStrategy[Operator]:
+    pairs = st.tuples(numbers(), numbers())
+    return st.one_of(
+        st.just(Operator.of("conv1x1")),
+        pairs.map(lambda pair: Operator.of("sepconv3x3", rate=pair)),
+        pairs.map(lambda pair: Operator.of("avgpool", grid=pair)),
+    )
+
+
+def grouped_operators() -> st.SearchStrategy[Operator]:
+    return st.builds(
+        lambda groups, size: Operator.of("grouped", groups=groups, size=size),
+        numbers(),
+        st.tuples(numbers(), numbers()),
+    )
+
+
+@st.composite
+def cells(
+    draw: st.DrawFn,
+    largest: int = 64,
+    operators: st.SearchStrategy[Operator] | None = None,
+    filters: st.SearchStrategy[int] | None = None,
+) -> Cell:
+    count = draw(st.integers(1, largest) if largest < 9 else st.integers(1, 8) | st.integers(1, largest))
+    inputs = draw(st.tuples(*(st.integers(0, number) for number in range(count))))
+    chosen = draw(st.lists(paper_operators() if operators is None else operators, min_size=count, max_size=count))
+    wide = draw(st.sampled_from((256, 256, 256, 1, 48, 65536)) if filters is None else filters)
+    return Cell(branches=tuple(Branch(input=i, operator=o) for i, o in zip(inputs, chosen, strict=True)), filters=wide)
+
+
+def operator_sets(operators: st.SearchStrategy[Operator] | None = None) -> st.SearchStrategy[OperatorSet]:
+    single = paper_operators() if operators is None else operators
+    axis = st.lists(numbers(), min_size=1, max_size=5, unique=True)
+    product = st.builds(
+        lambda kind, heights, widths: [
+            Operator.of("sepconv3x3", rate=(h, w)) if kind else Operator.of("avgpool", grid=(h, w))
+            for h in heights
+            for w in widths
+        ],
+        st.booleans(),
+        axis.map(sorted) | axis,
+        axis.map(sorted) | axis,
+    )
+    return st.lists(product | st.lists(single, min_size=1, max_size=6), min_size=1, max_size=3).map(
+        lambda parts: OperatorSet.of(operator for part in parts for operator in part)
+    )
+
+
+def measures() -> st.SearchStrategy[Measure]:
+    features = st.integers(1, 2**20)
+    side = st.integers(1, 2**20)
+    return st.one_of(
+        st.just(Depth()),
+        st.just(Branches()),
+        st.builds(Params, features=features),
+        st.builds(MAdds, features=features, at=st.tuples(side, side)),
+        st.builds(Distance, to=cells(4)),
+        st.builds(
+            Uses,
+            kinds=st.lists(st.sampled_from(("conv1x1", "sepconv3x3", "avgpool")), min_size=1, max_size=3).map(tuple),
+            operators=st.lists(paper_operators(), max_size=4).map(tuple),
+        ),
+        st.builds(Uses, operators=operator_sets().map(lambda chosen: chosen.operators)),
+    )
+
+
+def bounds() -> st.SearchStrategy[int]:
+    return (
+        st.integers(0, 9)
+        | st.integers(0, 10**30)
+        | st.builds(lambda n, k: n * 10**k, st.integers(0, 99), st.integers(0, 28))
+    )
+
+
+def constraints() -> st.SearchStrategy[Constraint]:
+    comparison = st.builds(Comparison, measure=measures(), relation=st.sampled_from(RELATIONS), bound=bounds())
+    return st.recursive(
+        comparison,
+        lambda inner: st.one_of(
+            st.lists(inner, min_size=2, max_size=3).map(lambda parts: AllOf(all_of=tuple(parts))),
+            st.lists(inner, min_size=2, max_size=3).map(lambda parts: AnyOf(any_of=tuple(parts))),
+            inner.map(lambda part: Not(negated=part)),
+        ),
+        max_leaves=6,
+    )
+
+
+AT_LEAST_ONE = Comparison(measure=Branches(), relation=">=", bound=1)
+
+
+@st.composite
+def spaces(
+    draw: st.DrawFn,
+    largest: int = 8,
+    sets: st.SearchStrategy[OperatorSet] | None = None,
+    conditions: st.SearchStrategy[Constraint] | None = None,
+    filters: st.SearchStrategy[int] | None = None,
+) -> Space:
+    count = draw(st.integers(1, largest))
+    pool = draw(st.lists(operator_sets() if sets is None else sets, min_size=1, max_size=3))
+    slots: list[Slot] = []
+    for number in range(1, count + 1):
+        if slots and draw(st.integers(0, 3)) == 0:  # repeated, for `N * (…)`
+            slots.append(slots[-1])
+            continue
+        # F, or a slot that cannot be left out, must be among the inputs.
+        sure = [i for i in range(number) if i == 0 or not slots[i - 1].optional]
+        chosen = {draw(st.sampled_from(sure))} | draw(st.sets(st.integers(0, number - 1), max_size=3))
+        slots.append(
+            Slot(
+                inputs=draw(st.none() | st.just(tuple(sorted(chosen)))),
+                operators=draw(st.sampled_from(pool)),
+                optional=draw(st.booleans()),
+            )
+        )
+    demands = draw(st.lists(constraints() if conditions is None else conditions, max_size=2))
+    if all(slot.optional for slot in slots):
+        demands.append(AT_LEAST_ONE)
+    return Space(
+        slots=tuple(slots),
+        filters=draw(st.sampled_from((256, 256, 16)) if filters is None else filters),
+        constraints=tuple(demands),
+    )
+
+
+# Texts: a list of words and signs, then a layout for them
+
+_COMMENTS = (
+    "",
+    " a comment",
+    "# twice",
+    " (not, a, tuple)",
+    " ) } ] { [ (",
+    ' "quoted" and "not closed',
+    " cell a { (F, conv1x1, Y1) }",
+    "\ta tab\t",
+    " ends in spaces   ",
+    " Zürich, 東京, 🚀, ´\u00a0",
+    " require depth <= 3 # at most (3)",
+    "|",
+    "dpc 1",
+)
+
+
+@dataclass
+class Text:
+    """A generated text, and the comments in it."""
+
+    text: str
+    comments: list[str] = field(default_factory=list)
+
+
+def laid_out(r: random.Random, words: Sequence[str], wildness: float) -> Text:
+    """``words`` with white space and comments between them: one blank at 0, the wildest layout at 1."""
+    newline = "\r\n" if r.random() < 0.2 else "\n"
+    found: list[str] = []
+    parts: list[str] = []
+
+    def gap(last: str, following: str) -> str:
+        touching = _may_touch(last, following)
+        if r.random() >= wildness:
+            return "" if touching and r.random() < 0.3 else " "
+        pieces = []
+        for _ in range(r.choice((1, 1, 1, 2, 3))):
+            kind = r.random()
+            if kind < 0.35:
+                pieces.append(r.choice((" ", "  ", "\t", " \t ")))
+            elif kind < 0.6:
+                pieces.append(newline * r.choice((1, 1, 2, 3, 4)))
+            elif kind < 0.8:
+                comment = "#" + r.choice(_COMMENTS) + (str(len(found)) if r.random() < 0.5 else "")
+                found.append(comment)
+                pieces.append(r.choice(("", " ", "    ")) + comment + newline)
+            elif touching:
+                pieces.append("")
+            else:
+                pieces.append(" ")
+        return "".join(pieces)
+
+    for last, following in zip(["", *words], words, strict=False):
+        parts += [gap(last, following), following]
+    parts.append(gap(words[-1] if words else "", ""))
+    if r.random() < wildness * 0.5:  # a comment at the very end, without a newline
+        comment = "# the end" + r.choice(_COMMENTS)
+        found.append(comment)
+        parts.append(comment)
+    return Text("".join(parts), found)
+
+
+def _may_touch(last: str, following: str) -> bool:
+    """Whether two words are read as the same two without anything between them."""
+    if not last or not following:
+        return True
+    if (last == "x" and following.isdigit()) or (following == "x" and last.isdigit()):
+        return True
+    return not ((last[-1].isalnum() or last[-1] == "_") and (following[0].isalnum() or following[0] == "_"))
+
+
+_NAMES = (
+    "a",
+    "b2",
+    "mine",
+    "Best",
+    "dpc",
+    "_x",
+    "deep_one",
+    "spaces",
+    "Y",
+    "y1",
+    "rate",
+    "X",
+    "K",
+    "ops_of_mine",
+    "B9",
+)
+
+
+@dataclass
+class _Known:
+    """What a file that is being written has defined."""
+
+    cells: list[str] = field(default_factory=list)
+    sets: list[str] = field(default_factory=list)
+    spaces: dict[str, dict[str, int | None]] = field(default_factory=dict)
+    taken: set[str] = field(default_factory=set)
+
+    def new_name(self, r: random.Random) -> str:
+        name = r.choice(_NAMES)
+        while name in self.taken:
+            name = f"{r.choice(_NAMES)}{r.randrange(1000)}_"
+        self.taken.add(name)
+        return name
+
+
+def file_words(r: random.Random, items: int, branches: int = 8) -> list[str]:
+    """The words of a valid file of ``items`` definitions, or of one bare cell for 0."""
+    known = _Known()
+    words = ["dpc", "1"] if r.random() < 0.6 else []
+    if items == 0:
+        return words + _body_of_cell(r, branches)
+    for _ in range(items):
+        kind = r.random()
+        if kind < 0.15:
+            words += _import(r, known)
+        elif kind < 0.35:
+            words += ["ops", name := known.new_name(r), "=", *_alternatives(r, known, {}, 4)]
+            known.sets.append(name)
+        elif kind < 0.6:
+            words += ["cell", name := known.new_name(r), "{", *_body_of_cell(r, branches), "}"]
+            known.cells.append(name)
+        elif kind < 0.8 or not (known.spaces or known.cells):
+            words += _space(r, known, branches)
+        else:
+            words += _derived(r, known)
+    return words
+
+
+def file_text(r: random.Random, items: int, branches: int = 8, wildness: float = 0.3) -> Text:
+    """A valid file."""
+    return laid_out(r, file_words(r, items, branches), wildness)
+
+
+def _import(r: random.Random, known: _Known) -> list[str]:
+    words = ["from", "zoo", "import"]
+    for name in r.sample(("top1", "aspp", "paper", "dpc", "aspp_subsets", "pspnet"), r.choice((1, 1, 2, 3))):
+        own = name if name not in known.taken and r.random() < 0.6 else known.new_name(r)
+        known.taken.add(own)
+        words += [*([","] if words[-1] != "import" else []), name, *(["as", own] if own != name else [])]
+        if name == "paper":
+            known.sets.append(own)
+        elif name == "dpc":
+            known.spaces[own] = {"B": 5}
+        elif name == "aspp_subsets":
+            known.spaces[own] = {}
+        else:
+            known.cells.append(own)
+    return words
+
+
+def _pair(r: random.Random) -> list[str]:
+    height, width = str(r.choice((1, 3, 6, 18, 40))), str(r.choice((1, 2, 6, 21)))
+    return [f"{height}x{width}"] if r.random() < 0.6 else [height, "x", width]
+
+
+def _operator(r: random.Random) -> list[str]:
+    kind = r.choice(("conv1x1", "sepconv3x3", "avgpool"))
+    if kind == "conv1x1":
+        return [kind]
+    return [kind, "rate" if kind == "sepconv3x3" else "grid", *_pair(r)]
+
+
+def _axis(r: random.Random, env: dict[str, int]) -> list[str]:
+    def count() -> str:
+        return r.choice([*env]) if env and r.random() < 0.3 else str(r.randint(1, 24))
+
+    if r.random() < 0.3:
+        return [count()]
+    words = ["{"]
+    for number in range(r.choice((1, 2, 2, 3))):
+        words += [","] if number else []
+        if r.random() < 0.5:
+            words.append(count())
+        else:
+            first = r.randint(1, 9)
+            words += [str(first), "..", str(first + r.randint(0, 12))]
+            words += ["step", str(r.randint(1, 4))] if r.random() < 0.5 else []
+    return [*words, "}"]
+
+
+def _alternatives(r: random.Random, known: _Known, env: dict[str, int], most: int) -> list[str]:
+    words: list[str] = []
+    for number in range(r.randint(1, most)):
+        words += ["|"] if number else []
+        kind = r.random()
+        if kind < 0.4 or (kind < 0.6 and not known.sets):
+            words += _operator(r)
+        elif kind < 0.6:
+            words.append(r.choice(known.sets))
+        else:
+            words += r.choice((["sepconv3x3", "rate"], ["avgpool", "grid"]))
+            words += [*_axis(r, env), "x", *_axis(r, env)]
+    return words
+
+
+def _tensor(number: int) -> str:
+    return f"Y{number}" if number else "F"
+
+
+def _body_of_cell(r: random.Random, branches: int) -> list[str]:
+    count = r.randint(1, branches)
+    filters_at = r.randrange(count + 1) if r.random() < 0.4 else -1
+    words: list[str] = []
+    for number in range(1, count + 1):
+        if filters_at == number - 1:
+            words += ["filters", str(r.choice((1, 48, 256, 65536)))]
+        words += _tuple_words(r, _tensor(r.randrange(number)), _operator(r), number)
+    if filters_at == count:
+        words += ["filters", "128"]
+    return words
+
+
+def _tuple_words(r: random.Random, source: str, operator: list[str], number: int) -> list[str]:
+    inputs = ["{", source, "}"] if r.random() < 0.1 else [source]
+    return ["(", *inputs, ",", *operator, ",", "_" if r.random() < 0.3 else f"Y{number}", ")"]
+
+
+def _space(r: random.Random, known: _Known, branches: int) -> list[str]:
+    env, formals, words = _formals(r)
+    name = known.new_name(r)
+    body: list[str] = []
+    optional: list[bool] = []
+    filters_at = r.randrange(branches) if r.random() < 0.4 else -1
+    counted = False
+    for place in range(r.randint(1, min(branches, 12))):
+        number = len(optional) + 1
+        if place == filters_at:
+            body += ["filters", r.choice([*env, "32"])]
+        leave_out, repeat = r.random() < 0.3, r.random() < 0.3
+        count = r.choice([*env, "1", "3"]) if repeat else "1"
+        times = env.get(count) or int(count)
+        body += [*(["optional"] if leave_out else []), *([count, "*"] if repeat else [])]
+        # Where a parameter has counted branches, a later one cannot be named: its number changes with the parameter.
+        counted |= count in env
+        inputs = ["any"] if counted else _inputs(r, optional)
+        output = "_" if repeat or counted or r.random() < 0.3 else f"Y{number}"
+        body += ["(", *inputs, ",", *_alternatives(r, known, env, 3), ",", output, ")"]
+        optional += [leave_out] * times
+    demands = [["branches", ">=", "1"]] if all(optional) else []
+    demands += [_condition(r, known, env, 2) for _ in range(r.choice((0, 0, 1, 2)))]
+    for demand in demands:
+        body += ["require", *demand]
+    known.spaces[name] = formals
+    return ["space", name, *words, "{", *body, "}"]
+
+
+def _inputs(r: random.Random, optional: list[bool]) -> list[str]:
+    if r.random() < 0.4:
+        return ["any"] if r.random() < 0.8 else ["{", "any", "}"]
+    sure = [0, *(i for i, left_out in enumerate(optional, 1) if not left_out)]
+    chosen = {r.choice(sure), *(r.randrange(len(optional) + 1) for _ in range(r.choice((0, 0, 1, 2))))}
+    listed = r.sample(sorted(chosen), len(chosen))
+    if len(listed) == 1 and r.random() < 0.8:
+        return [_tensor(listed[0])]
+    return ["{", *[word for i in listed for word in (_tensor(i), ",")][:-1], "}"]
+
+
+def _formals(r: random.Random) -> tuple[dict[str, int], dict[str, int | None], list[str]]:
+    """Parameters with the values they have where the space is defined, with their defaults, and as words."""
+    env: dict[str, int] = {}
+    formals: dict[str, int | None] = {}
+    words: list[str] = []
+    for name in r.sample(("B", "C", "N", "name", "self"), r.choice((0, 0, 0, 1, 2))):
+        default = r.choice((None, 1, 2, 4))
+        env[name], formals[name] = default or 1, default
+        words += [*([","] if words else []), name, *([] if default is None else ["=", str(default)])]
+    return env, formals, ["(", *words, ")"] if words or r.random() < 0.1 else []
+
+
+def _derived(r: random.Random, known: _Known) -> list[str]:
+    env, formals, words = _formals(r)
+    base = r.choice([*known.spaces, *known.cells])
+    theirs = known.spaces.get(base, {})
+    given: list[str] = []
+    for name, default in theirs.items():
+        if default is None or r.random() < 0.5:
+            given += [*([","] if given else []), name, "=", r.choice([*env, "2", "3"])]
+    reference = [base, *(["(", *given, ")"] if given or r.random() < 0.1 else [])]
+    where = ["where", *_condition(r, known, env, 3)] if r.random() < 0.7 else []
+    name = known.new_name(r)
+    known.spaces[name] = formals
+    return ["space", name, *words, "=", *reference, *where]
+
+
+def _condition(r: random.Random, known: _Known, env: dict[str, int], depth: int) -> list[str]:
+    kind = r.random()
+    if depth == 0 or kind < 0.4:
+        return [*_measure(r, known, env), r.choice(RELATIONS), _bound(r, env)]
+    if kind < 0.55:
+        return ["not", *_bracketed(_condition(r, known, env, depth - 1), r, "and", "or")]
+    joiner = r.choice(("and", "or"))
+    words: list[str] = []
+    for _ in range(r.choice((2, 2, 3))):
+        part = _condition(r, known, env, depth - 1)
+        words += [*([joiner] if words else []), *_bracketed(part, r, *(["or"] if joiner == "and" else []))]
+    return words
+
+
+def _bracketed(condition: list[str], r: random.Random, *weaker: str) -> list[str]:
+    """The condition in parentheses, where it needs them against what stands around it, and sometimes where not."""
+    for _ in range(r.choice((1, 1, 2)) if set(weaker) & set(condition) else r.choice((0, 0, 0, 1))):
+        condition = ["(", *condition, ")"]
+    return condition
+
+
+def _bound(r: random.Random, env: dict[str, int]) -> str:
+    return r.choice(
+        (
+            str(r.randint(0, 9)),
+            str(r.randint(0, 10**12)),
+            f"{r.randint(0, 999)}{r.choice('KMGT')}",
+            f"{r.randint(0, 99)}.{r.randint(0, 999):03}{r.choice('KMGT')}",
+            f"{r.randint(0, 99)}.0",
+            *env,
+        )
+    )
+
+
+def _measure(r: random.Random, known: _Known, env: dict[str, int]) -> list[str]:
+    features = r.choice(("1", "320", "2048", *env))
+    match r.choice(("depth", "branches", "params", "madds", "uses", "uses", "distance", "distance")):
+        case "params":
+            return ["params", "(", "F", "=", features, ")"]
+        case "madds":
+            first, second = ["F", "=", features], ["at", "=", f"{r.randint(1, 129)}x{r.randint(1, 129)}"]
+            if r.random() < 0.3:
+                first, second = second, first
+            return ["madds", "(", *first, ",", *second, ")"]
+        case "uses":
+            bare = [r.choice(("conv1x1", "avgpool", "sepconv3x3"))] if r.random() < 0.5 else []
+            rest = _alternatives(r, known, {}, 2) if not bare or r.random() < 0.3 else []
+            return ["uses", "(", *bare, *(["|"] if bare and rest else []), *rest, ")"]
+        case "distance":
+            if known.cells and r.random() < 0.6:
+                return ["distance", "(", r.choice(known.cells), ")"]
+            inline = [
+                word
+                for number in range(1, r.choice((2, 2, 3, 4)))
+                for word in _tuple_words(r, _tensor(r.randrange(number)), _operator(r), number)
+            ]
+            return ["distance", "(", *inline, ")"]
+        case name:
+            return [name, *(["(", ")"] if r.random() < 0.1 else [])]
+
+
+# Hostile texts
+
+_WORDS = (
+    *("dpc", "1", "cell", "ops", "space", "from", "zoo", "import", "as", "where", "require", "filters", "optional"),
+    *("any", "and", "or", "not", "x", "step", "F", "Y1", "Y2", "Y9", "Y0", "Y999999999999", "_", "a", "b", "top1"),
+    *("paper", "conv1x1", "sepconv3x3", "avgpool", "rate", "grid", "params", "madds", "depth", "branches", "uses"),
+    *("distance", "at", "B", "0", "2", "1x6", "18x15", "0x0", "400K", "0.4M", "0.0001", "99999999999999999999", "1..9"),
+    *("(", ")", "{", "}", ",", "|", "=", "==", "<=", ">=", "<", ">", "!=", "*", "..", "...", '"', '"a.dpc"', '"/"'),
+    *("#", "\n", " ", "\t", "\r", ";", "-1", "+", "×", "²", "٣", "\x00", "\ufeff", "\u2028", "\ud800", "é", "'", "\\"),
+    *(
+        "(F, conv1x1, Y1)",
+        "(any, paper, _)",
+        "cell a {",
+        "space s(B = 3) {",
+        "B * (any, conv1x1, _)",
+        "=>",
+        "//",
+        "[1]",
+    ),
+)
+_JSON_WORDS = (
+    *("{", "}", "[", "]", ",", ":", '"input"', '"op"', '"kernel"', '"rate"', '"grid_size"', '"target_size"', '"conv"'),
+    *('"pyramid_pooling"', '"branches"', '"operator"', '"kind"', '"parameters"', '"filters"', '"dpc"', '"F"', '"Y1"'),
+    *("0", "1", "-1", "3", "1.0", "1e999", "-0", "NaN", "Infinity", "null", "true", "[1, 6]", "[3, 3]", '"\\ud800"'),
+    *('"\\u0000"', '"', "\\", "99999999999999999999999", '"sepconv3x3"', '"conv1x1"', '"avgpool"', " ", "\n"),
+)
+
+
+def _random_text(r: random.Random) -> str:
+    length = r.choice((0, 1, 3, 20, 200))
+    kind = r.randrange(4)
+    if kind == 0:
+        return bytes(r.randrange(256) for _ in range(length)).decode("latin-1")
+    if kind == 1:
+        return "".join(chr(r.randrange(0x110000)) for _ in range(length))
+    if kind == 2:
+        return "".join(chr(r.randrange(32, 127)) for _ in range(length))
+    return "".join(r.choice('(){},|=<>*.#"_xFY019 \n\t') for _ in range(length))
+
+
+def _glued(r: random.Random) -> str:
+    words = [r.choice(_WORDS) for _ in range(r.choice((1, 3, 8, 30, 100)))]
+    return r.choice(("", " ", " ", "\n")).join(words)
+
+
+def _glued_json(r: random.Random) -> str:
+    return r.choice("[{") + "".join(r.choice(_JSON_WORDS) for _ in range(r.choice((1, 3, 8, 30, 100))))
+
+
+def _mutated(r: random.Random, text: str, words: Sequence[str]) -> str:
+    for _ in range(r.choice((1, 1, 2, 5))):
+        unit = r.randrange(3)
+        if unit == 0:
+            parts = list(text)
+        elif unit == 1:
+            parts = text.split(" ")
+        else:
+            parts = text.split("\n")
+        joiner = ("", " ", "\n")[unit]
+        if not parts:
+            return r.choice(words)
+        at, other = r.randrange(len(parts)), r.randrange(len(parts))
+        match r.randrange(6):
+            case 0:
+                del parts[at]
+            case 1:
+                parts.insert(at, parts[other])
+            case 2:
+                parts[at], parts[other] = parts[other], parts[at]
+            case 3:
+                parts.insert(at, r.choice(words))
+            case 4:
+                parts[at] = r.choice(words)
+            case _:
+                del parts[min(at, other) : max(at, other)]
+        text = joiner.join(parts)
+    return text
+
+
+def _mutated_file(r: random.Random) -> str:
+    text = file_text(r, r.choice((0, 1, 2, 4)), r.choice((1, 3, 6)), r.choice((0.0, 0.1, 0.4))).text
+    return _mutated(r, text, _WORDS)
+
+
+def random_cell(r: random.Random, largest: int = 6) -> Cell:
+    """Of the paper's operators, with 256 filters."""
+
+    def operator() -> Operator:
+        pair = r.randint(1, 24), r.randint(1, 24)
+        return r.choice(
+            (Operator.of("conv1x1"), Operator.of("sepconv3x3", rate=pair), Operator.of("avgpool", grid=pair))
+        )
+
+    return Cell.of(*((r.randrange(number), operator()) for number in range(1, r.randint(2, largest + 1))))
+
+
+def _mutated_json(r: random.Random) -> str:
+    from dpcdsl import to_deeplab, to_json
+
+    cell = random_cell(r)
+    value = (
+        r.choice((to_json, to_deeplab))(cell)
+        if r.random() < 0.8
+        else [r.randint(-2, 90) for _ in range(r.randint(1, 12))]
+    )
+    text = json.dumps(value, indent=r.choice((None, None, 1)))
+    return _mutated(r, text, _JSON_WORDS) if r.random() < 0.9 else text
+
+
+def _nested(r: random.Random) -> str:
+    depth = r.choice((5, 49, 50, 51, 300, 1500))
+    inner = "depth <= 3"
+    return r.choice(
+        (
+            "space s = top1 where " + "(" * depth + inner + ")" * depth,
+            "space s = top1 where " + "not " * depth + inner,
+            "space s = top1 where " + "depth < 9 and (" * depth + inner + ")" * depth,
+            "space s = top1 where " + "depth < 9 or (not (" * depth + inner + "))" * depth,
+            "not (depth <= 1 or " * depth + inner + ")" * depth,
+            "{" * depth + "}" * depth,
+            "cell a " + "{" * depth + "(F, conv1x1, Y1)",
+            "(F, " + "{" * depth + "1" + "}" * depth + ", Y1)",
+            "[" * depth + "]" * depth,
+            '{"a":' * depth + "1" + "}" * depth,
+            '{"branches": [{"input": "F", "operator": ' + "[" * depth + "]" * depth + "}]}",
+            '[{"op": "conv", "input": -1, "kernel": ' + "[" * depth + "]" * depth + "}]",
+            '[{"op": ' + '{"a": ' * depth + "1" + "}" * depth + "}]",
+        )
+    )
+
+
+def _huge(r: random.Random) -> str:
+    digits = "9" * r.choice((9, 10, 19, 20, 30, 31, 40, 41, 4299, 4300, 4301, 20000))
+    name = "a" * r.choice((40, 64, 65, 255, 256, 5000))
+    return r.choice(
+        (
+            f"dpc {digits}",
+            digits,
+            f"(F, avgpool grid {digits}x1, Y1)",
+            f"(F, avgpool grid {{1..{digits}}} x 1, Y1)",
+            f"(F, avgpool grid {{{digits}..{digits}}} x {{1..{digits} step {digits}}}, Y1)",
+            f"(Y{digits}, conv1x1, Y{digits})",
+            f"space s {{ {digits} * (any, conv1x1, _) }}",
+            f"space s(B = {digits}) {{ B * (any, conv1x1, _) }}",
+            f"space s = top1 where params(F={digits}) <= {digits}.{digits}K",
+            f"params(F={digits}) <= {digits}",
+            f"madds(F=1, at={digits}x{digits}) <= {digits}T",
+            f"filters {digits} (F, conv1x1, _)",
+            f"[{digits}, 0]",
+            f"[-{digits}, {digits}]",
+            f'{{"branches": [], "filters": {digits}}}',
+            f'[{{"input": {digits}, "op": "conv", "kernel": {digits}}}]',
+            f'{{"branches": [{{"input": "Y{digits}", "operator": {{"kind": "{name}"}}}}]}}',
+            '{"branches": [{"input": "F", "operator": {"kind": "avgpool", "parameters": {"grid": [1, '
+            + digits
+            + "]}}}]}",
+            f"cell {name} {{ (F, {name}, {name}) }} cell {name} {{ }}",
+            f"from zoo import {name}, top1 as {name}",
+            f'from "{name}" import {name}',
+            f'from "{"a/" * 3000}b" import c',
+            f"({name}, {name} {name} 1x1, {name})",
+            f"{name}",
+            f"{name}(B={digits})",
+            f"{name}.dpc:{name}",
+            f"space {name}({name}, {name}) {{ {name} * (any, {name}, _) filters {name} }}",
+            f"space a {{ (any, conv1x1, _) require {name}({name}={name}) < {name} }}",
+            f"{name}({name}) <= 1",
+            f'{{"{name}": 1, "{name}": 2}}',
+            f'{{"branches": [], "{name}": 2}}',
+            f'[{{"{name}": 1, "op": "{name}"}}]',
+        )
+    )
+
+
+def _many(r: random.Random) -> str:
+    n = r.choice((50, 300, 2000))
+    few = min(n, 300)
+    return r.choice(
+        (
+            "".join(f"cell c{i} {{ (F, conv1x1, _) }}\n" for i in range(n)),
+            "".join(f"space c{i} = z{i}\n" for i in range(n)),
+            "cell a { (F, conv1x1, _) }\n" * n,
+            "ops c0 = conv1x1\n"
+            + "".join(f"ops c{i + 1} = c{i} | c{i} | avgpool grid {i + 1}x1\n" for i in range(few)),
+            "ops a = avgpool grid {1..256} x {1..256}\n" + "".join(f"ops b{i} = a | a | a\n" for i in range(few)),
+            "space c0(B = 1) { B * (any, conv1x1, _) }\n"
+            + "".join(f"space c{i + 1}(B = 1) = c{i}(B = B)\n" for i in range(few)),
+            "space c0 { 9 * (any, conv1x1, _) }\n"
+            + "".join(f"space c{i + 1} = c{i} where depth <= {i}\n" for i in range(few)),
+            "space s { (F, conv1x1, _)" + " require depth <= 3" * n + " }",
+            "space s { (F, conv1x1, _) require depth <= 3" + " and branches <= 3" * n + " }",
+            "space s { (F, conv1x1, _) require distance(" + "(F, conv1x1, _)" * n + ") <= 3 }",
+            "space s {" + "(any, conv1x1, _) " * n + "}",
+            "space s {" + "9 * (any, avgpool grid {1..99} x {1..99}, _) " * few + "}",
+            "space s {" + "({F}, conv1x1, Y1) " * n + "}",
+            "cell s {" + "({F, Y1}, cnv1x1, Y1) " * n + "}",
+            "cell s {" + "(X) " * n + "}",
+            "(F, conv1x1, _)\n" * n,
+            "(F, " + "conv1x1 | " * n + "conv1x1, Y1)",
+            "(F, sepconv3x3" + " rate 1x1" * n + ", Y1)",
+            "({F" + ", F" * n + "}, conv1x1, Y1)",
+            "from zoo import top1\n" * n,
+            "from zoo import top1" + ", top1" * n,
+            'from "nowhere.dpc" import a\n' * n,
+            "space s(" + ", ".join(f"p{i}" for i in range(n)) + ") { (F, conv1x1, _) }\nspace t = s(q = 1)",
+            "# a comment\n" * n + "(F, conv1x1, _)" + "# b\n" * n,
+            "[" + "0, " * n + "0]",
+            "[" + "{}, " * n + "{}]",
+            '{"branches": [' + "{}, " * n + "{}]}",
+            '{"branches": [], ' + ", ".join(f'"k{i}": 1' for i in range(n)) + "}",
+            "[{" + ", ".join(f'"k{i}": 1' for i in range(n)) + "}]",
+            '{"branches": [{"input": "F", "operator": {"kind": "conv1x1", "parameters": {'
+            + ", ".join(f'"k{i}": 1' for i in range(n))
+            + "}}}]}",
+        )
+    )
+
+
+_HOSTILE: tuple[tuple[float, Callable[[random.Random], str]], ...] = (
+    (0.14, _random_text),
+    (0.36, _glued),
+    (0.44, _glued_json),
+    (0.80, _mutated_file),
+    (0.955, _mutated_json),
+    (0.97, _nested),
+    (0.99, _huge),
+    (1.0, _many),
+)
+
+
+def hostile_text(r: random.Random) -> str:
+    """What nobody should have to read: noise, words of the language glued together, valid texts with something amiss,
+    and too much of everything."""
+    at = r.random()
+    return next(make for until, make in _HOSTILE if at < until)(r)
