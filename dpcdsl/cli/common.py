@@ -74,7 +74,10 @@ def conventions_options(command: F) -> F:
                 "--output-stride", type=int, default=16, show_default=True, help="8 doubles all atrous rates."
             ),
             click.option(
-                "--image-pooling-crop-size", type=SIZE, help="Crop in pixels that fixes the sliding pooling's window."
+                "--image-pooling-crop-size",
+                type=SIZE,
+                metavar="HxW",
+                help="Crop in pixels that fixes the sliding pooling's window.",
             ),
         ]
     ):

@@ -16,7 +16,9 @@ from dpcdsl.layers import Size
 @click.option("-o", "--output", required=True, metavar="FILE", help="Where to; its ending says what: .pt2 or .onnx.")
 @click.option("--target", default="eager", show_default=True, help="The compiler.")
 @click.option("--features", type=int, default=320, show_default=True, metavar="C", help="Channels of F.")
-@click.option("--size", type=SIZE, default="65x129", show_default=True, help="Height and width of the example map.")
+@click.option(
+    "--size", type=SIZE, metavar="HxW", default="65x129", show_default=True, help="Height and width of the example map."
+)
 @click.option("--projection", type=int, metavar="P", help="End with the 1x1 convolution to P filters.")
 @conventions_options
 @json_option

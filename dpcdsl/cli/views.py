@@ -24,7 +24,9 @@ from dpcdsl.layers import Size
 from dpcdsl.references import find, read_cell
 
 _features = click.option("--features", type=int, default=320, show_default=True, metavar="C", help="Channels of F.")
-_size = click.option("--size", type=SIZE, default="65x129", show_default=True, help="Height and width of the map.")
+_size = click.option(
+    "--size", type=SIZE, metavar="HxW", default="65x129", show_default=True, help="Height and width of the map."
+)
 
 
 @click.command("cost")
@@ -80,7 +82,9 @@ def _paper_row(cell: Cell, features: int, size: Size) -> Any:
 @click.option("--title", help="A title; default the name.")
 @click.option("--receptive-field", "field", is_flag=True, help="Draw which positions of F the branches see (Fig. 2).")
 @click.option("--branch", metavar="Yk", help="With --receptive-field: only this branch.")
-@click.option("--size", type=SIZE, help="With --receptive-field: size of the map; cells with a pooling need it.")
+@click.option(
+    "--size", type=SIZE, metavar="HxW", help="With --receptive-field: size of the map; cells with a pooling need it."
+)
 @json_option
 def draw_command(
     cell: str, output: str, title: str | None, field: bool, branch: str | None, size: Size | None, as_json: bool

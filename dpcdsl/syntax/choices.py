@@ -178,4 +178,5 @@ def read_values(
 
 @lru_cache(maxsize=1 << 14)
 def _operator(kind: str, parameters: tuple[tuple[str, ParameterValue], ...]) -> Operator:
-    return Operator(kind=kind, parameters=parameters)
+    # Not checked again: every word and number of it has been.
+    return Operator.model_construct(kind=kind, parameters=parameters)

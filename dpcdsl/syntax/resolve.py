@@ -12,7 +12,7 @@ from lark import Token
 
 from dpcdsl import constraints
 from dpcdsl.cell import DEFAULT_FILTERS, MAX_BRANCHES, tensor_index
-from dpcdsl.errors import DpcError, Source, Span, nearest
+from dpcdsl.errors import DpcError, Source, Span, nearest, shown
 from dpcdsl.operators import LARGEST_INTEGER, RESERVED_WORDS, kinds
 from dpcdsl.space import Slot, Space
 from dpcdsl.syntax import tree
@@ -66,7 +66,7 @@ class Template:
             if parameter not in self.parameters:
                 raise _unknown_parameter(name, parameter, self.parameters)
             if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= LARGEST_INTEGER:
-                raise DpcError.of("DPC017", f"`{parameter}` must be a whole number, not {value!r}")
+                raise DpcError.of("DPC017", f"`{parameter}` must be a whole number, not {shown(value)}")
         values = {**self.parameters, **given}
         for parameter, default in values.items():
             if default is None:

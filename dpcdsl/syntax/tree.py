@@ -225,8 +225,7 @@ def start_of(token: Token) -> int:
 
 
 def end_of(token: Token) -> int:
-    assert token.end_pos is not None
-    return token.end_pos
+    return start_of(token) + len(token)  # a pickled token does not keep its end_pos
 
 
 def first_word(node: ConditionNode) -> Token:
