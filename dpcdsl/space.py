@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from dpcdsl.cell import DEFAULT_FILTERS, MAX_BRANCHES, Branch, Cell, check_filters, tensor_name
 from dpcdsl.constraints import Constraint, implies_a_branch
-from dpcdsl.errors import DpcError
+from dpcdsl.errors import DpcError, shown
 from dpcdsl.operators import Operator, kind_named
 from dpcdsl.values import Value
 
@@ -222,10 +222,10 @@ class Space(Value):
                 continue
             source, operator = choice
             if source not in tensors or source not in self.candidates(number):
-                raise DpcError.of("DPC054", f"branch {number} cannot read tensor {source}")
+                raise DpcError.of("DPC054", f"branch {number} cannot read tensor {shown(source)}")
             if not 0 <= operator < len(slot.operators):
                 raise DpcError.of(
-                    "DPC054", f"branch {number} has operators 0 to {len(slot.operators) - 1}, not {operator}"
+                    "DPC054", f"branch {number} has operators 0 to {len(slot.operators) - 1}, not {shown(operator)}"
                 )
             branches.append(Branch(input=tensors[source], operator=slot.operators.operators[operator]))
             tensors[number] = len(branches)

@@ -710,7 +710,7 @@ def _huge(r: random.Random) -> str:
 
 
 def _many(r: random.Random) -> str:
-    n = r.choice((50, 300, 2000))
+    n = r.choice((50, 300, 800))
     few = min(n, 300)
     return r.choice(
         (
@@ -719,7 +719,7 @@ def _many(r: random.Random) -> str:
             "cell a { (F, conv1x1, _) }\n" * n,
             "ops c0 = conv1x1\n"
             + "".join(f"ops c{i + 1} = c{i} | c{i} | avgpool grid {i + 1}x1\n" for i in range(few)),
-            "ops a = avgpool grid {1..256} x {1..256}\n" + "".join(f"ops b{i} = a | a | a\n" for i in range(few)),
+            "ops a = avgpool grid {1..99} x {1..99}\n" + "".join(f"ops b{i} = a | a | a\n" for i in range(few)),
             "space c0(B = 1) { B * (any, conv1x1, _) }\n"
             + "".join(f"space c{i + 1}(B = 1) = c{i}(B = B)\n" for i in range(few)),
             "space c0 { 9 * (any, conv1x1, _) }\n"
@@ -728,7 +728,7 @@ def _many(r: random.Random) -> str:
             "space s { (F, conv1x1, _) require depth <= 3" + " and branches <= 3" * n + " }",
             "space s { (F, conv1x1, _) require distance(" + "(F, conv1x1, _)" * n + ") <= 3 }",
             "space s {" + "(any, conv1x1, _) " * n + "}",
-            "space s {" + "9 * (any, avgpool grid {1..99} x {1..99}, _) " * few + "}",
+            "space s {" + "9 * (any, avgpool grid {1..9} x {1..99}, _) " * few + "}",
             "space s {" + "({F}, conv1x1, Y1) " * n + "}",
             "cell s {" + "({F, Y1}, cnv1x1, Y1) " * n + "}",
             "cell s {" + "(X) " * n + "}",
@@ -770,3 +770,138 @@ def hostile_text(r: random.Random) -> str:
     and too much of everything."""
     at = r.random()
     return next(make for until, make in _HOSTILE if at < until)(r)
+
+
+# Too much of one thing, in texts of any size
+
+
+def _repeat(unit: str, before: str = "", after: str = "") -> Callable[[int], str]:
+    return lambda size: before + unit * ((size - len(before) - len(after)) // len(unit)) + after
+
+
+def _numbered(unit: str, before: str = "", after: str = "") -> Callable[[int], str]:
+    """``unit`` again and again, with N as its number and M as the next one."""
+
+    def text(size: int) -> str:
+        parts, length, number = [before], len(before) + len(after), 0
+        while length < size:
+            parts.append(unit.replace("N", str(number)).replace("M", str(number + 1)))
+            length += len(parts[-1])
+            number += 1
+        return "".join(parts[:-1]) + after
+
+    return text
+
+
+def _around(before: str, inner: str, after: str, start: str = "") -> Callable[[int], str]:
+    """``inner`` between as many of ``before`` as of ``after``."""
+
+    def text(size: int) -> str:
+        times = (size - len(start) - len(inner)) // (len(before) + len(after))
+        return start + before * times + inner + after * times
+
+    return text
+
+
+_SPACE = "space a { (F, conv1x1, _) require "
+OVERSIZED: dict[str, Callable[[int], str]] = {
+    "one word": _repeat("a"),
+    "one line": _repeat("cell a { (F, conv1x1, _) } "),
+    "blanks": _repeat(" "),
+    "lines": _repeat("\n", "", "cell a { (F, conv1x1, _) }\n# end"),
+    "zeros": _repeat("\0"),
+    "parentheses": _repeat("("),
+    "parentheses in a condition": _repeat("(", "space s = a where "),
+    "balanced parentheses": _around("(", "depth < 1", ")", "space s = a where "),
+    "braces": _repeat("{"),
+    "empty cells": _repeat("cell a{}"),
+    "comments": _repeat("#\n"),
+    "one comment": _repeat("#"),
+    "comments before a cell": _repeat("#\n", "", "cell a { (F, conv1x1, _) }"),
+    "a comment at the end": _repeat("(F,conv1x1,_)", "space a {", "} # end"),
+    "cells": _numbered("cell cN{(F,conv1x1,_)}\n"),
+    "cells of one name": _repeat("cell c{(F,conv1x1,_)}\n"),
+    "operator sets": _numbered("ops cN=conv1x1\n"),
+    "spaces": _numbered("space cN{(F,conv1x1,_)}\n"),
+    "spaces of one set": _numbered("space cN{(F,p,_)}\n", "ops p=conv1x1\n"),
+    "derived spaces": _numbered("space cN=a\n", "space a{(F,conv1x1,_)}\n"),
+    "a chain of derived spaces": _numbered("space cM=cN where depth<9\n", "space c0{(F,conv1x1,_)}\n"),
+    "spaces made anew": _numbered("space cN=a(B=2)\n", "space a(B=1){B*(any,conv1x1,_)}\n"),
+    "large spaces made anew": _numbered(
+        "space cN=a(B=2)\n", "space a(B=1){255*(any,conv1x1,_)(any,avgpool grid {1..99}xB,_)}\n"
+    ),
+    "a chain of parameters": _numbered("space cM(B=1)=cN(B=B)\n", "space c0(B=1){B*(any,conv1x1,_)}\n"),
+    "unknown bases": _numbered("space cN=zN\n"),
+    "unknown operators": _numbered("ops cN=zN\n"),
+    "one unknown operator": _numbered("ops cN=z\n"),
+    "broken tuples alike": _repeat("(x)", "cell a{", "}"),
+    "broken tuples": _numbered("(N)", "cell a{", "}"),
+    "cells of broken tuples": _numbered("cell cN{(N)}"),
+    "unknown inputs": _numbered("(XN,conv1x1,_)", "cell a{", "}"),
+    "cells of unknown inputs": _numbered("cell cN{(XN,conv1x1,_)}"),
+    "unusual branches": _repeat("({F},conv1x1,_)", "cell a{", "}"),
+    "branches": _repeat("(F,conv1x1,_)"),
+    "branches of a space": _repeat("(F,conv1x1,_)", "space a{", "}"),
+    "filters": _repeat("filters 1 ", "cell a{", "}"),
+    "digits": _repeat("1"),
+    "a version of digits": _repeat("1", "dpc "),
+    "a bound of digits": _repeat("1", "space s=a where depth<"),
+    "a height of digits": _repeat("1", "ops a=avgpool grid ", "x1"),
+    "not": _repeat("not ", "space s=a where ", "depth<1"),
+    "unions": _repeat("|conv1x1", "ops a=conv1x1"),
+    "bars": _repeat("|a", "ops a=a"),
+    "unions of a large set": _repeat("|p", "ops p=avgpool grid {1..99}x{1..99}\nops q=p"),
+    "numbers of a set": _repeat(",1", "ops a=avgpool grid {1", "}x1"),
+    "ranges": _repeat(",1..9", "ops a=avgpool grid {1", "}x1"),
+    "parameters given again": _repeat(" rate 1x1", "ops a=sepconv3x3"),
+    "and": _repeat(" and depth<1", f"{_SPACE}depth<1", "}"),
+    "or": _repeat(" or depth<1", f"{_SPACE}depth<1", "}"),
+    "conditions": _repeat(" require depth<1", "space a{(F,conv1x1,_)", "}"),
+    "wrong conditions": _repeat(" require depht<1", "space a{(F,conv1x1,_)", "}"),
+    "and in and": _around("depth<1and(", "depth<1", ")", "space s=a where "),
+    "or in or": _around("depth<1or(", "depth<1", ")", "space s=a where "),
+    "and in or": _around("depth<1or(depth<1and(", "depth<1", "))", "space s=a where "),
+    "a long cell in a condition": _repeat("(F,conv1x1,_)", f"{_SPACE}distance(", ")<1}"),
+    "cells in conditions": _repeat(" require distance((F,conv1x1,_))<1", "space a{(F,conv1x1,_)", "}"),
+    "kinds in a condition": _repeat("|avgpool", f"{_SPACE}uses(avgpool", ")<1}"),
+    "arguments": _repeat("F=1,", f"{_SPACE}params(", "F=1)<1}"),
+    "imports": _repeat("from zoo import dpc\n"),
+    "imports under new names": _numbered("from zoo import dpc as dN\n"),
+    "names of one import": _numbered(",dpc as dN", "from zoo import top1"),
+    "imports of nothing": _repeat('from "nowhere.dpc" import a\n'),
+    "parameters": _numbered("aN,", "space s(", "b){(F,conv1x1,_)}"),
+    "parameters alike": _repeat("a,", "space s(", "b){(F,conv1x1,_)}"),
+    "arguments of a space": _numbered("aN=1,", "from zoo import dpc\nspace s=dpc(", "b=1)"),
+    "a long name": _repeat("a", "cell ", "{(F,conv1x1,_)}"),
+    "unions of unions": _numbered("ops cM=cN|conv1x1\n", "ops c0=conv1x1\n"),
+    "lists in lists": _repeat("["),
+    "balanced lists": _around("[", "", "]"),
+    "objects in objects": _repeat('{"a":'),
+    "empty lists": _repeat("[],", "[", "[]]"),
+    "empty objects": _repeat("{},", "[", "{}]"),
+    "empty branches": _repeat("{},", '{"branches":[', "{}]}"),
+    "wrong operators": _repeat('{"input":"F","operator":{"kind":"x"}},', '{"branches":[', "{}]}"),
+    "branches of DeepLab": _repeat('{"input":-1,"op":"conv","kernel":1},', "[", "{}]"),
+    "wrong branches of DeepLab": _repeat('{"input":9,"op":"pool"},', "[", "{}]"),
+    "keys": _numbered('"kN":0,', "{", '"z":1}'),
+    "a key twice": _numbered('"kN":0,', "{", '"z":1,"z":2}'),
+    "keys of a cell": _numbered('"kN":0,', '{"branches":[],', '"z":1}'),
+    "keys of a branch": _numbered('"kN":0,', "[{", '"z":1}]'),
+    "parameters in JSON": _numbered(
+        '"kN":0,', '{"branches":[{"input":"F","operator":{"kind":"conv1x1","parameters":{', '"z":1}}}]}'
+    ),
+    "a vector": _repeat("0,0,", "[", "0,0]"),
+    "a number in JSON": _repeat("1", "[", "]"),
+    "a string in JSON": _repeat("a", '["', '"]'),
+}
+
+#: The same, where the whole text is one branch tuple.
+OVERSIZED_TUPLES: dict[str, Callable[[int], str]] = {
+    "a tuple that does not end": _repeat("a", "(F,"),
+    "a tuple of one word": _repeat("a", "(F,", ",_)"),
+    "a tuple of digits": _repeat("1", "(F,avgpool grid 1x", ",_)"),
+    "a tuple of comments": _repeat("#\n", "(F,", "conv1x1,_)"),
+    "a tuple of blanks": _repeat(" ", "(F,", "conv1x1,_)"),
+    "a tuple of bars": _repeat("|a", "(F,a", ",_)"),
+    "a tuple of inputs": _repeat(",Y1", "({F", "},conv1x1,_)"),
+}

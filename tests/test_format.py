@@ -265,7 +265,6 @@ def test_a_constraint_is_read_back(constraint: Any) -> None:
     assert parse_condition(str(constraint)) == constraint
 
 
-@pytest.mark.xfail(reason="grammars/dpc.lark: behind the value of a parameter, another parameter is read as a NAME")
 def test_operators_with_parameters_of_every_shape_are_read_back() -> None:
     with generators.registered(generators.GROUPED):
 

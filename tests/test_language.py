@@ -225,7 +225,7 @@ def test_what_a_document_does_not_have() -> None:
     assert codes(lambda: document.cell("s")) == ("DPC032",)
     assert codes(lambda: document.space("o")) == ("DPC032",)
     assert codes(lambda: document.space("a", B=3)) == ("DPC032",)
-    assert codes(lambda: document.space()) == ("DPC061",)
+    assert codes(document.space) == ("DPC061",)
     assert codes(lambda: document.space("s")) == ("DPC034",)
     assert codes(lambda: document.space("s", C=3)) == ("DPC034",)
     assert codes(lambda: document.space("t", C=3)) == ("DPC034",)
@@ -327,14 +327,23 @@ def test_the_largest_numbers() -> None:
     assert refusal("space s { (F, conv1x1, _)" + conditions * 257 + "}").codes == ("DPC025",)
 
 
-def test_a_text_spells_out_so_much_and_no_more() -> None:
-    big = "avgpool grid {1..256} x {1..256}"
-    assert len(parse("\n".join(f"ops a{i} = {big}" for i in range(8)))) == 8
-    assert refusal("\n".join(f"ops a{i} = {big}" for i in range(9))).codes == ("DPC025",)
-    # A space that is made anew for other parameters counts each time.
-    once = f"space s(B) {{ (F, {big} | avgpool grid B x B, _) }}\n".replace("256", "255")
-    assert len(parse(once + "\n".join(f"space t{i} = s(B={i + 300})" for i in range(5)))) == 6
-    assert refusal(once + "\n".join(f"space t{i} = s(B={i + 300})" for i in range(9))).codes[-1] == "DPC025"
+def test_a_text_spells_out_so_much_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dpcdsl.syntax.context._BUDGET", 5000)
+    ten = "avgpool grid {1..10} x {1..9}"  # 90 operators, and 19 numbers on the way to them
+    for unit in (
+        f"ops aN = {ten}\n",
+        "ops aN = few | few\n",
+        "space aN = two(B=N) where depth <= N\n",
+        "space aN { 100 * (any, few, _) }\n",
+        "space aN { (F, few, _) require depth <= 3 and depth <= 2 or depth <= 1 }\n",
+        "space aN { (F, " + "conv1x1 | " * 100 + "few, _) }\n",
+    ):
+        start = f"ops few = {ten}\nspace two(B = 1) {{ (F, avgpool grid {{1..9}} x B, _) B * (any, few, _) }}\n"
+        assert len(parse(start + "".join(unit.replace("N", str(i + 1)) for i in range(3)))) == 5
+        error = refusal(start + "".join(unit.replace("N", str(i + 1)) for i in range(5000)))
+        assert error.codes[-1] == "DPC025", unit
+        assert len(error.diagnostics) < 3
+        assert error.diagnostics[-1].span is not None
 
 
 def test_the_limits_of_a_text() -> None:
@@ -588,7 +597,7 @@ def test_values_are_equal_by_content_and_hashable(value: Any) -> None:
     assert hash(again) == hash(value)
     assert {value: 1}[again] == 1
     assert len({value, again}) == 1
-    assert not value != again
+    assert (value != again) is False
     assert value != object()
 
 
@@ -780,7 +789,7 @@ def test_wrong_values_are_refused_by_name() -> None:
 
 
 def test_a_kind_with_parameters_of_any_name() -> None:
-    kind = OperatorKind("odd", lambda filters, **_: [], (generators.Integer("kind"), generators.Integer("cls")))
+    kind = OperatorKind("odd", lambda **_: [], (generators.Integer("kind"), generators.Integer("cls")))
     with generators.registered(kind):
         made = Operator.of("odd", kind=3, cls=4)
         assert made["kind"] == 3

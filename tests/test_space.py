@@ -7,6 +7,7 @@ import pickle
 from collections.abc import Iterator
 from itertools import product
 
+import generators
 import networkx as nx
 import pytest
 from hypothesis import given, settings
@@ -25,6 +26,7 @@ from dpcdsl import (
     read_cell,
     read_space,
 )
+from dpcdsl.constraints import Branches, Comparison, Depth, Params, Uses
 from dpcdsl.interchange import from_vector, to_vector
 
 TEXTS = {
@@ -86,6 +88,86 @@ def test_membership_and_vectors_against_brute_force(text: str) -> None:
         assert from_vector(to_vector(cell, space), space) == cell
     for cell in universe(3):
         assert (cell in space) == (cell in inside), cell
+
+
+def small_spaces() -> st.SearchStrategy[Space]:
+    few = st.sampled_from([Operator.of("conv1x1"), *(Operator.of("avgpool", grid=(g, 1)) for g in (1, 2))])
+    condition = st.builds(
+        Comparison,
+        measure=st.sampled_from([Branches(), Depth(), Uses(kinds=("conv1x1",)), Params(features=3)]),
+        relation=st.sampled_from(generators.RELATIONS),
+        bound=st.integers(0, 4) | st.integers(0, 10**6),
+    )
+    return generators.spaces(
+        4,
+        sets=st.lists(few, min_size=1, max_size=2).map(OperatorSet.of),
+        conditions=condition,
+        filters=st.sampled_from((256, 2)),
+    )
+
+
+@given(small_spaces(), st.data())
+@settings(max_examples=150)
+def test_membership_of_random_spaces_against_brute_force(space: Space, data: st.DataObject) -> None:
+    inside = set(members(space))
+    operators = st.sampled_from(sorted({o for slot in space.slots for o in slot.operators.operators}, key=str))
+    for _ in range(3):  # cells that may or may not be in it
+        cell = data.draw(generators.cells(len(space.slots), operators, st.just(space.filters)))
+        assert (cell in space) == (cell in inside)
+    for cell in sorted(inside, key=str)[:40]:
+        choices = space.embed(cell)
+        assert choices is not None
+        assert space.decode(choices) == cell
+        # Of all ways in which the cell lies in the space, the one that takes the earlier slots.
+        ways = [
+            taken
+            for taken in product((True, False), repeat=len(space.slots))
+            if sum(taken) == len(cell) and _lies_in(cell, space, taken)
+        ]
+        assert [choice is not None for choice in choices] == list(ways[0])
+
+
+def _lies_in(cell: Cell, space: Space, taken: tuple[bool, ...]) -> bool:
+    numbers = [0, *(number for number, one in enumerate(taken, 1) if one)]
+    return all(slot.optional for slot, one in zip(space.slots, taken, strict=True) if not one) and all(
+        branch.operator in space.slots[number - 1].operators.operators
+        and numbers[branch.input] in (space.slots[number - 1].inputs or range(number))
+        for branch, number in zip(cell.branches, numbers[1:], strict=True)
+    )
+
+
+def test_choices_that_a_space_does_not_have() -> None:
+    space = space_of(TEXTS["optional"])
+    good = ((0, 0), (1, 1), (2, 0))
+    assert space.decode(good) in space
+    for wrong in (
+        good[:2],
+        (*good, (0, 0)),
+        (None, (0, 0), (0, 0)),
+        ((0, 0), None, (2, 0)),  # what is left out cannot be read
+        ((1, 0), (0, 0), (0, 0)),
+        ((0, 1), (0, 0), (0, 0)),
+        ((0, 0), (0, -1), (0, 0)),
+        ((0, 0), (0, 0), (10**5000, 0)),
+        ((0, 0), (0, 0), (0, 10**5000)),
+    ):
+        with pytest.raises(DpcError) as caught:
+            space.decode(wrong)
+        assert caught.value.codes == ("DPC054",)
+    with pytest.raises(DpcError) as caught:
+        space_of("2 * (any, conv1x1, _) require depth <= 1").decode(((0, 0), (1, 0)))
+    assert caught.value.codes == ("DPC055",)
+
+
+def test_a_space_of_many_optional_branches_is_searched_soon() -> None:
+    conv, pool = Operator.of("conv1x1"), Operator.of("avgpool", grid=(1, 1))
+    other = Operator.of("avgpool", grid=(9, 9))
+    free = space_of("optional 60 * (any, conv1x1 | avgpool grid 1x1, _) require branches >= 1")
+    bound = space_of("(F, conv1x1, _) optional 60 * ({F, Y1}, conv1x1 | avgpool grid 1x1, _)")
+    assert Cell.of(*[(0, conv)] * 29, (3, pool)) in free
+    assert Cell.of(*[(0, conv)] * 29, (0, other)) not in free
+    assert Cell.of(*[(0, conv)] * 29, (1, pool)) in bound
+    assert Cell.of(*[(0, conv)] * 29, (29, pool)) not in bound
 
 
 def test_membership_asks_for_the_filters_too() -> None:

@@ -68,7 +68,7 @@ def read_operators(c: Context, node: tree.Alternatives, env: Mapping[str, int]) 
             f"this set holds {len(found)} operators, more than {MAX_OPERATORS}",
             c.span(node.terms[0].kind, node.terms[-1].kind),
         )
-    return OperatorSet(operators=tuple(found))
+    return OperatorSet.model_construct(operators=tuple(found))  # not checked again: each once, not none, not too many
 
 
 def read_named_set(c: Context, term: tree.Term, definition: Definition) -> OperatorSet:

@@ -18,7 +18,7 @@ __all__ = ["Budget", "Context", "Enough", "Scope", "Skip", "short"]
 
 #: Most operators, branches and conditions one text may spell out through sets, repetition and derived spaces, all of
 #: its definitions together.
-_BUDGET = 1 << 19
+_BUDGET = 1 << 18
 
 Scope = Mapping[str, Definition]
 
@@ -53,6 +53,7 @@ class Context:
         self.budget = budget or Budget()
         self.offset = 0  # where the tuple begins that is being read
         self.imported: set[str] = set()
+        self.spoiled = False  # by an imported file whose mistakes have been told already
         self.later: Mapping[str, Token] = {}
 
     def span(self, first: Token, last: Token | None = None) -> Span:
@@ -85,7 +86,7 @@ class Context:
         """Whatever has been found inside is raised at the end."""
         with suppress(Enough):
             yield
-        if self.found:
+        if self.found or self.spoiled:
             raise DpcError(self.found, self.more)
 
     def spend(self, amount: int, at: Token | Span) -> None:

@@ -77,7 +77,8 @@ class Template:
         space = None
         with c.reading():
             space = read_space_value(c, self.node, {k: v for k, v in values.items() if v is not None})
-        assert space is not None
+        if space is None:
+            raise Skip  # it rests on a definition whose mistakes have been reported
         return space
 
 
@@ -170,6 +171,7 @@ def define(c: Context, name: Token, made: Definition | None) -> None:
 def read_import(c: Context, node: tree.ImportNode, importer: Importer) -> None:
     try:
         document = importer(node.source, c.span(node.source))
+        c.spoiled |= document is None
     except DpcError as error:
         c.adopt(error, node.source)
         document = None
