@@ -53,7 +53,6 @@ def needs() -> Callable[[str], str]:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not config.getoption("--soak"):
-        skip = pytest.mark.skip(reason="a long run: `make soak`")
-        for item in items:
-            if "soak" in item.keywords:
-                item.add_marker(skip)
+        soak = [item for item in items if "soak" in item.keywords]
+        config.hook.pytest_deselected(items=soak)
+        items[:] = [item for item in items if "soak" not in item.keywords]

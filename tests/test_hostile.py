@@ -137,8 +137,8 @@ def test_ten_megabytes_are_refused_at_once() -> None:
 
 @pytest.mark.parametrize("make", ALL.values(), ids=ALL.keys())
 def test_what_grows_too_fast_to_read(make: Callable[[int], str]) -> None:
-    text = make(120_000)
-    outcome(cell_from_text if text[0] in "[{" else parse, text, within=2)
+    text = make(70_000)
+    outcome(cell_from_text if text[0] in "[{" else parse, text, within=1.5)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_what_grows_too_fast_to_read(make: Callable[[int], str]) -> None:
     ],
 )
 def test_what_grows_too_fast_to_lay_out(name: str) -> None:
-    outcome(format_text, ALL[name](120_000), within=2)
+    outcome(format_text, ALL[name](70_000), within=1.5)
 
 
 _CHILD = """
