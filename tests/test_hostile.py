@@ -152,6 +152,12 @@ def test_what_grows_too_fast_to_lay_out(name: str) -> None:
     outcome(format_text, ALL[name](70_000), within=1.5)
 
 
+def test_what_grows_too_fast_only_in_large_texts() -> None:
+    outcome(parse, ALL["and in and"](200_000), within=3)
+    outcome(parse, ALL["or in or"](200_000), within=3)
+    outcome(format_text, ALL["a comment at the end"](800_000), within=3)
+
+
 _CHILD = """
 import resource, sys, time
 from pathlib import Path
