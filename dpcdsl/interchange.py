@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from dpcdsl.cell import DEFAULT_FILTERS, MAX_BRANCHES, Branch, Cell, tensor_index, tensor_name
+from dpcdsl.cell import DEFAULT_FILTERS, MAX_BRANCHES, Branch, Cell, tensor_index
 from dpcdsl.errors import Diagnostic, DpcError, Source, nearest, shown
 from dpcdsl.json_text import Places, parse_json
 from dpcdsl.operators import LARGEST_INTEGER, Operator
@@ -330,31 +330,7 @@ def to_vector(cell: Cell, space: Space | None = None) -> list[int]:
     Raises :class:`DpcError` (DPC055) if the space does not contain the cell.
     """
     space = paper_space(len(cell)) if space is None else space
-    choices = space.embed(cell)
-    if choices is None:
-        raise DpcError.of(
-            "DPC055", f"the cell is not in the space: {_why_not(cell, space)}", hint="name a space that contains it"
-        )
-    return [number for choice in choices for number in (choice or (-1, -1))]
-
-
-def _why_not(cell: Cell, space: Space) -> str:
-    if cell.filters != space.filters:
-        return f"it has {cell.filters} filters, the space {space.filters}"
-    if len(cell) > len(space.slots):
-        return f"it has {len(cell)} branches, the space {len(space.slots)}"
-    if not any(slot.optional for slot in space.slots):
-        if len(cell) < len(space.slots):
-            return f"it has {len(cell)} branches, the space {len(space.slots)}"
-        for number, (branch, slot) in enumerate(zip(cell.branches, space.slots, strict=True), 1):
-            if branch.operator not in slot.operators:
-                return f"`{branch.operator}` is not among the operators of branch {number}"
-            if branch.input not in space.candidates(number):
-                return f"branch {number} cannot read `{tensor_name(branch.input)}`"
-    for constraint in space.constraints:
-        if not constraint.holds(cell):
-            return f"it breaks `{constraint}`"
-    return "no choice of its optional branches gives it"
+    return [number for choice in space.placed(cell) for number in (choice or (-1, -1))]
 
 
 def from_vector(vector: Sequence[int], space: Space | None = None) -> Cell:

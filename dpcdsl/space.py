@@ -164,6 +164,15 @@ class Space(Value):
             return None
         return self._first_way(cell)
 
+    def placed(self, cell: Cell) -> tuple[tuple[int, int] | None, ...]:
+        """:meth:`embed`, with a :class:`DpcError` (DPC055) that says why where there is no way."""
+        choices = self.embed(cell)
+        if choices is None:
+            raise DpcError.of(
+                "DPC055", f"the cell is not in the space: {_why_not(cell, self)}", hint="name a space that contains it"
+            )
+        return choices
+
     def _first_way(self, cell: Cell) -> tuple[tuple[int, int] | None, ...] | None:
         # Depth first over slots, without recursion: each frame is (slots decided, tensor of each branch by slot).
         stack: list[tuple[tuple[tuple[int, int] | None, ...], tuple[int, ...]]] = [((), (0,))]
@@ -208,32 +217,43 @@ class Space(Value):
     def decode(self, choices: Iterable[tuple[int, int] | None]) -> Cell:
         """The cell of (input, operator number) a slot, None for a slot left out; the inverse of :meth:`embed`.
 
-        Raises :class:`DpcError` (DPC054) if the choices are not among the slots' own.
+        Raises :class:`DpcError`: DPC054 if the choices are not among the slots' own, DPC055 if a constraint breaks.
         """
+        listed = tuple(choices)
+        self.check_choices(listed)
         tensors: dict[int, int] = {0: 0}  # slot number -> branch number
         branches = []
-        listed = tuple(choices)
-        if len(listed) != len(self.slots):
-            raise DpcError.of("DPC054", f"the space has {len(self.slots)} branches, the vector {len(listed)}")
         for number, (slot, choice) in enumerate(zip(self.slots, listed, strict=True), 1):
-            if choice is None:
-                if not slot.optional:
-                    raise DpcError.of("DPC054", f"branch {number} of the space cannot be left out")
-                continue
-            source, operator = choice
-            if source not in tensors or source not in self.candidates(number):
-                raise DpcError.of("DPC054", f"branch {number} cannot read tensor {shown(source)}")
-            if not 0 <= operator < len(slot.operators):
-                raise DpcError.of(
-                    "DPC054", f"branch {number} has operators 0 to {len(slot.operators) - 1}, not {shown(operator)}"
-                )
-            branches.append(Branch(input=tensors[source], operator=slot.operators.operators[operator]))
-            tensors[number] = len(branches)
+            if choice is not None:
+                branches.append(Branch(input=tensors[choice[0]], operator=slot.operators.operators[choice[1]]))
+                tensors[number] = len(branches)
         cell = Cell(branches=tuple(branches), filters=self.filters)
         for constraint in self.constraints:
             if not constraint.holds(cell):
                 raise DpcError.of("DPC055", f"the cell breaks `{constraint}`")
         return cell
+
+    def check_choices(self, choices: tuple[tuple[int, int] | None, ...]) -> None:
+        """Raise :class:`DpcError` (DPC054) if the choices are not among the slots' own. Constraints are not looked at."""
+        if len(choices) != len(self.slots):
+            raise DpcError.of("DPC054", f"the space has {len(self.slots)} branches, the vector {len(choices)}")
+        for number, (slot, choice) in enumerate(zip(self.slots, choices, strict=True), 1):
+            if choice is None:
+                if not slot.optional:
+                    raise DpcError.of("DPC054", f"branch {number} of the space cannot be left out")
+                continue
+            source, operator = choice
+            left_out = 0 < source < number and choices[source - 1] is None
+            if left_out or source not in self.candidates(number):
+                raise DpcError.of("DPC054", f"branch {number} cannot read tensor {shown(source)}")
+            if not 0 <= operator < len(slot.operators):
+                raise DpcError.of(
+                    "DPC054", f"branch {number} has operators 0 to {len(slot.operators) - 1}, not {shown(operator)}"
+                )
+
+    def where(self, *constraints: Constraint) -> Space:
+        """The same space with more constraints."""
+        return Space(slots=self.slots, filters=self.filters, constraints=(*self.constraints, *constraints))
 
     def __contains__(self, cell: object) -> bool:
         return isinstance(cell, Cell) and self.embed(cell) is not None
@@ -263,6 +283,25 @@ class Space(Value):
             return draw(self).svg()
         except DpcError:  # no Graphviz: the notebook shows the text instead
             return None
+
+
+def _why_not(cell: Cell, space: Space) -> str:
+    if cell.filters != space.filters:
+        return f"it has {cell.filters} filters, the space {space.filters}"
+    if len(cell) > len(space.slots):
+        return f"it has {len(cell)} branches, the space {len(space.slots)}"
+    if not any(slot.optional for slot in space.slots):
+        if len(cell) < len(space.slots):
+            return f"it has {len(cell)} branches, the space {len(space.slots)}"
+        for number, (branch, slot) in enumerate(zip(cell.branches, space.slots, strict=True), 1):
+            if branch.operator not in slot.operators:
+                return f"`{branch.operator}` is not among the operators of branch {number}"
+            if branch.input not in space.candidates(number):
+                return f"branch {number} cannot read `{tensor_name(branch.input)}`"
+    for constraint in space.constraints:
+        if not constraint.holds(cell):
+            return f"it breaks `{constraint}`"
+    return "no choice of its optional branches gives it"
 
 
 def _to_read(cell: Cell) -> list[tuple[int, ...]]:
