@@ -128,8 +128,15 @@ class Uses(Value):
         return self
 
     def of(self, cell: Cell) -> int:
-        wanted = frozenset(self.operators)
-        return sum(branch.operator.kind in self.kinds or branch.operator in wanted for branch in cell.branches)
+        return sum(self.counts(branch.operator) for branch in cell.branches)
+
+    def counts(self, operator: Operator) -> bool:
+        """Whether a branch with this operator is counted."""
+        return operator.kind in self.kinds or operator in self._wanted
+
+    @cached_property
+    def _wanted(self) -> frozenset[Operator]:
+        return frozenset(self.operators)
 
     def __str__(self) -> str:
         from dpcdsl.space import spelled_operators

@@ -63,6 +63,12 @@ CODES: dict[str, str] = {
     "DPC053": "not a cell in JSON",
     "DPC054": "not a vector of this space",
     "DPC055": "the space does not contain this cell",
+    # Counting, ranks, samples
+    "DPC070": "too large for an exact answer",
+    "DPC071": "not a rank of this space",
+    "DPC072": "the ID belongs to another space",
+    "DPC073": "not an ID",
+    "DPC074": "fewer cells than were asked for",
     # Files, settings and the outside world
     "DPC060": "a file cannot be read or written",
     "DPC061": "no such cell or space",
