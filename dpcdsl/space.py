@@ -234,7 +234,7 @@ class Space(Value):
         return cell
 
     def check_choices(self, choices: tuple[tuple[int, int] | None, ...]) -> None:
-        """Raise :class:`DpcError` (DPC054) if the choices are not among the slots' own. Constraints are not looked at."""
+        """Raise :class:`DpcError` (DPC054) if the choices are not the slots' own. Constraints are not looked at."""
         if len(choices) != len(self.slots):
             raise DpcError.of("DPC054", f"the space has {len(self.slots)} branches, the vector {len(choices)}")
         for number, (slot, choice) in enumerate(zip(self.slots, choices, strict=True), 1):

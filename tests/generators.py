@@ -1,6 +1,6 @@
 """Random cells, spaces, texts and hostile inputs for the tests.
 
-Values come as Hypothesis strategies. Texts come from plain functions of a ``random.Random``, so that the long runs can
+Values come from :mod:`dpcdsl.strategies`. Texts come from plain functions of a ``random.Random``, so that the long runs can
 make millions of them: :func:`file_text` writes a valid file from its parts, with a layout of its own that owes nothing
 to the formatter; :func:`hostile_text` writes what nobody should have to read.
 """
@@ -12,30 +12,22 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import get_args
 
 from hypothesis import strategies as st
 
 from dpcdsl import operators as registry
-from dpcdsl.cell import Branch, Cell
-from dpcdsl.constraints import (
-    AllOf,
-    AnyOf,
-    Branches,
-    Comparison,
-    Constraint,
-    Depth,
-    Distance,
-    MAdds,
-    Measure,
-    Not,
-    Params,
-    Uses,
-)
+from dpcdsl import strategies
+from dpcdsl.cell import Cell
+from dpcdsl.constraints import Branches, Comparison, Constraint, Relation
 from dpcdsl.layers import Convolution
-from dpcdsl.operators import Integer, Operator, OperatorKind, Pair
-from dpcdsl.space import OperatorSet, Slot, Space
+from dpcdsl.operators import LARGEST_INTEGER, Integer, Operator, OperatorKind, Pair
+from dpcdsl.space import OperatorSet, Space
 
-RELATIONS = ("<=", "<", ">=", ">", "==", "!=")
+RELATIONS: tuple[Relation, ...] = get_args(Relation)
+
+#: The paper's kinds. Other tests register kinds too, which no strategy below may draw.
+PAPER = ("conv1x1", "sepconv3x3", "avgpool")
 
 #: A kind with a parameter of each shape; only inside ``with registered(GROUPED)``.
 GROUPED = OperatorKind(
@@ -53,136 +45,51 @@ def registered(kind: OperatorKind) -> Iterator[OperatorKind]:
         del registry._registry[kind.name]
 
 
-# Values
-
-
-def numbers(largest: int = 30) -> st.SearchStrategy[int]:
-    return st.integers(1, largest) | st.sampled_from((1, 3, 6, 9, 12, 15, 18, 21, 24, 2**31 - 1))
+# Values: the library's own strategies, over the paper's kinds and with the largest numbers
 
 
 def paper_operators() -> st.SearchStrategy[Operator]:
-    pairs = st.tuples(numbers(), numbers())
-    return st.one_of(
-        st.just(Operator.of("conv1x1")),
-        pairs.map(lambda pair: Operator.of("sepconv3x3", rate=pair)),
-        pairs.map(lambda pair: Operator.of("avgpool", grid=pair)),
-    )
+    return strategies.operators(PAPER) | strategies.operators(PAPER, largest=LARGEST_INTEGER)
 
 
 def grouped_operators() -> st.SearchStrategy[Operator]:
-    return st.builds(
-        lambda groups, size: Operator.of("grouped", groups=groups, size=size),
-        numbers(),
-        st.tuples(numbers(), numbers()),
-    )
+    return strategies.operators(("grouped",)) | strategies.operators(("grouped",), largest=LARGEST_INTEGER)
 
 
-@st.composite
 def cells(
-    draw: st.DrawFn,
     largest: int = 64,
     operators: st.SearchStrategy[Operator] | None = None,
     filters: st.SearchStrategy[int] | None = None,
-) -> Cell:
-    count = draw(st.integers(1, largest) if largest < 9 else st.integers(1, 8) | st.integers(1, largest))
-    inputs = draw(st.tuples(*(st.integers(0, number) for number in range(count))))
-    chosen = draw(st.lists(paper_operators() if operators is None else operators, min_size=count, max_size=count))
-    wide = draw(st.sampled_from((256, 256, 256, 1, 48, 65536)) if filters is None else filters)
-    return Cell(branches=tuple(Branch(input=i, operator=o) for i, o in zip(inputs, chosen, strict=True)), filters=wide)
+) -> st.SearchStrategy[Cell]:
+    filters = st.sampled_from((256, 256, 256, 1, 48, 65536)) if filters is None else filters
+    return strategies.cells(operators=operators or paper_operators(), max_branches=largest, filters=filters)
 
 
 def operator_sets(operators: st.SearchStrategy[Operator] | None = None) -> st.SearchStrategy[OperatorSet]:
-    single = paper_operators() if operators is None else operators
-    axis = st.lists(numbers(), min_size=1, max_size=5, unique=True)
-    product = st.builds(
-        lambda kind, heights, widths: [
-            Operator.of("sepconv3x3", rate=(h, w)) if kind else Operator.of("avgpool", grid=(h, w))
-            for h in heights
-            for w in widths
-        ],
-        st.booleans(),
-        axis.map(sorted) | axis,
-        axis.map(sorted) | axis,
-    )
-    return st.lists(product | st.lists(single, min_size=1, max_size=6), min_size=1, max_size=3).map(
-        lambda parts: OperatorSet.of(operator for part in parts for operator in part)
-    )
-
-
-def measures() -> st.SearchStrategy[Measure]:
-    features = st.integers(1, 2**20)
-    side = st.integers(1, 2**20)
-    return st.one_of(
-        st.just(Depth()),
-        st.just(Branches()),
-        st.builds(Params, features=features),
-        st.builds(MAdds, features=features, at=st.tuples(side, side)),
-        st.builds(Distance, to=cells(4)),
-        st.builds(
-            Uses,
-            kinds=st.lists(st.sampled_from(("conv1x1", "sepconv3x3", "avgpool")), min_size=1, max_size=3).map(tuple),
-            operators=st.lists(paper_operators(), max_size=4).map(tuple),
-        ),
-        st.builds(Uses, operators=operator_sets().map(lambda chosen: chosen.operators)),
-    )
-
-
-def bounds() -> st.SearchStrategy[int]:
-    return (
-        st.integers(0, 9)
-        | st.integers(0, 10**30)
-        | st.builds(lambda n, k: n * 10**k, st.integers(0, 99), st.integers(0, 28))
-    )
+    if operators is not None:
+        return strategies.operator_sets(operators)
+    return strategies.operator_sets(PAPER) | strategies.operator_sets(paper_operators())
 
 
 def constraints() -> st.SearchStrategy[Constraint]:
-    comparison = st.builds(Comparison, measure=measures(), relation=st.sampled_from(RELATIONS), bound=bounds())
-    return st.recursive(
-        comparison,
-        lambda inner: st.one_of(
-            st.lists(inner, min_size=2, max_size=3).map(lambda parts: AllOf(all_of=tuple(parts))),
-            st.lists(inner, min_size=2, max_size=3).map(lambda parts: AnyOf(any_of=tuple(parts))),
-            inner.map(lambda part: Not(negated=part)),
-        ),
-        max_leaves=6,
-    )
+    return strategies.constraints(operators=PAPER) | strategies.constraints(operators=paper_operators())
 
 
 AT_LEAST_ONE = Comparison(measure=Branches(), relation=">=", bound=1)
 
 
-@st.composite
 def spaces(
-    draw: st.DrawFn,
     largest: int = 8,
-    sets: st.SearchStrategy[OperatorSet] | None = None,
+    operators: st.SearchStrategy[Operator] | None = None,
     conditions: st.SearchStrategy[Constraint] | None = None,
     filters: st.SearchStrategy[int] | None = None,
-) -> Space:
-    count = draw(st.integers(1, largest))
-    pool = draw(st.lists(operator_sets() if sets is None else sets, min_size=1, max_size=3))
-    slots: list[Slot] = []
-    for number in range(1, count + 1):
-        if slots and draw(st.integers(0, 3)) == 0:  # repeated, for `N * (…)`
-            slots.append(slots[-1])
-            continue
-        # F, or a slot that cannot be left out, must be among the inputs.
-        sure = [i for i in range(number) if i == 0 or not slots[i - 1].optional]
-        chosen = {draw(st.sampled_from(sure))} | draw(st.sets(st.integers(0, number - 1), max_size=3))
-        slots.append(
-            Slot(
-                inputs=draw(st.none() | st.just(tuple(sorted(chosen)))),
-                operators=draw(st.sampled_from(pool)),
-                optional=draw(st.booleans()),
-            )
-        )
-    demands = draw(st.lists(constraints() if conditions is None else conditions, max_size=2))
-    if all(slot.optional for slot in slots):
-        demands.append(AT_LEAST_ONE)
-    return Space(
-        slots=tuple(slots),
-        filters=draw(st.sampled_from((256, 256, 16)) if filters is None else filters),
-        constraints=tuple(demands),
+) -> st.SearchStrategy[Space]:
+    """Spaces whose conditions may leave no cell."""
+    return strategies.spaces(
+        operators=PAPER if operators is None else operators,
+        max_branches=largest,
+        constraints=constraints() if conditions is None else conditions,
+        filters=st.sampled_from((256, 256, 16)) if filters is None else filters,
     )
 
 

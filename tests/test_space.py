@@ -100,7 +100,7 @@ def small_spaces() -> st.SearchStrategy[Space]:
     )
     return generators.spaces(
         4,
-        sets=st.lists(few, min_size=1, max_size=2).map(OperatorSet.of),
+        operators=few,
         conditions=condition,
         filters=st.sampled_from((256, 2)),
     )

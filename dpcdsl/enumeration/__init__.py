@@ -1,0 +1,118 @@
+"""Exact answers about spaces: how many, which one, draw some, go through them.
+
+:func:`enumerator` puts the cells of a space into a fixed order, up to isomorphism or function if one likes; what can
+then be asked is described at :class:`Enumerator`. :func:`count` and :func:`distribution` answer without that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Literal, TypeAlias, get_args
+
+from dpcdsl.constraints import Measure
+from dpcdsl.enumeration.base import Choice, Choices, Enumerator, Vectors
+from dpcdsl.enumeration.constrained import ConstrainedEnumerator
+from dpcdsl.enumeration.forests import ForestEnumerator, is_forest_space
+from dpcdsl.enumeration.listed import MAX_LISTED, ListedEnumerator
+from dpcdsl.enumeration.product import ProductEnumerator
+from dpcdsl.enumeration.progress import reporting
+from dpcdsl.enumeration.streams import Permutation, Ranks, Seed, Stream
+from dpcdsl.enumeration.tally import MAX_STATES, Tally
+from dpcdsl.errors import DpcError, shown
+from dpcdsl.layers import Conventions, Size, checked_size
+from dpcdsl.merging import merge_operators
+from dpcdsl.operators import Operator
+from dpcdsl.space import Space
+
+__all__ = [
+    "MAX_LISTED",
+    "MAX_STATES",
+    "Choice",
+    "Choices",
+    "Enumerator",
+    "Permutation",
+    "Ranks",
+    "Seed",
+    "Stream",
+    "UpTo",
+    "Vectors",
+    "count",
+    "distribution",
+    "enumerator",
+    "reporting",
+]
+
+#: What counts as one: a genome, that is a choice in every slot; a class of cells that differ in the order of branches
+#: alone; a class that also takes operators for equal that are the same function at a map size.
+UpTo: TypeAlias = Literal["genome", "isomorphism", "function"]
+
+
+def enumerator(
+    space: Space, up_to: UpTo = "genome", *, at: Size | None = None, conventions: Conventions | None = None
+) -> Enumerator:
+    """The cells of ``space`` in a fixed order.
+
+    up_to: ``"genome"``: every choice counts, and ranks grow in the lexicographic order of the vectors.
+        ``"isomorphism"``: one cell for all that differ in the order of their branches alone.
+        ``"function"``: operators that are the same function of any input at map size ``at`` count as one as well
+        (:mod:`dpcdsl.merging`). A class belongs to the space if one of its cells does.
+    at: height and width of the map, for functions. conventions: how pooling and rates are run, for functions.
+
+    Raises :class:`DpcError`: DPC062 on a wrong setting, DPC070 if an exact answer is out of reach: it is within reach
+    for genomes of any space, constraints included, whose partial cells fall into at most :data:`MAX_STATES` states, for
+    classes where every branch reads ``any``, all draw from one operator set and no constraint measures a distance, and
+    for classes of every space of at most :data:`MAX_LISTED` genomes.
+    """
+    if up_to not in get_args(UpTo):
+        choices = ", ".join(f'"{choice}"' for choice in get_args(UpTo))
+        raise DpcError.of("DPC062", f"up_to must be one of {choices}, not {shown(up_to)}")
+    if up_to == "function":
+        if at is None:
+            raise DpcError.of(
+                "DPC062", "which operators are equal depends on the size of the map", hint="give it, such as 33x33"
+            )
+        at = checked_size(at, "at")
+    elif at is not None or conventions is not None:
+        raise DpcError.of("DPC062", 'a map size goes with up_to="function"')
+    return _enumerator(space, up_to, at, conventions or Conventions())
+
+
+@lru_cache(maxsize=16)  # many questions about few spaces
+def _enumerator(space: Space, up_to: UpTo, at: Size | None, conventions: Conventions) -> Enumerator:
+    if up_to == "genome":
+        if space.constraints or any(slot.optional for slot in space.slots):
+            return ConstrainedEnumerator(space)
+        return ProductEnumerator(space)
+    operators = list(dict.fromkeys(o for slot in space.slots for o in slot.operators.operators))
+    if at is None:
+        groups: Sequence[tuple[Operator, ...]] = [(operator,) for operator in operators]
+    else:
+        groups = merge_operators(operators, at, space.filters, conventions)
+    labels = {operator: number for number, group in enumerate(groups) for operator in group}
+    if is_forest_space(space):
+        index = space.slots[0].operators.index
+        stands_for = [index[groups[labels[operator]][0]] for operator in space.slots[0].operators.operators]
+        if not space.constraints or Tally(space).agree(stands_for):
+            try:
+                return ForestEnumerator(space, stands_for)
+            except DpcError as error:
+                if error.codes != ("DPC070",) or count(space) > MAX_LISTED:
+                    raise
+    return ListedEnumerator(_enumerator(space, "genome", None, conventions), labels)
+
+
+def count(
+    space: Space, up_to: UpTo = "genome", *, at: Size | None = None, conventions: Conventions | None = None
+) -> int:
+    """How many cells ``space`` has, exactly; the arguments and errors are those of :func:`enumerator`."""
+    return enumerator(space, up_to, at=at, conventions=conventions).count
+
+
+def distribution(space: Space, *measures: Measure) -> dict[tuple[int, ...], int]:
+    """How many genomes of ``space`` there are for each value of the measures, exactly and over the whole space.
+
+    The keys have a number for each measure and are in rising order. Raises :class:`DpcError` (DPC070) where that takes
+    more than :data:`MAX_STATES` states.
+    """
+    return Tally(space, measures).distribution()

@@ -212,7 +212,9 @@ class Enumerator(ABC):
         if not self.count:
             return self._empty()
         return DpcError.of(
-            "DPC071", f"ranks go from 0 to {shown(self.count - 1)}, and this is {shown(rank)}", hint="ranks count from 0"
+            "DPC071",
+            f"ranks go from 0 to {shown(self.count - 1)}, and this is {shown(rank)}",
+            hint="ranks count from 0",
         )
 
     def _checked_array(self, ranks: npt.ArrayLike) -> Ranks:

@@ -10,7 +10,7 @@ constraints still leave open (:class:`~dpcdsl.enumeration.verdict.Breaks`). So t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import NamedTuple, TypeAlias
 
@@ -61,6 +61,9 @@ Sums: TypeAlias = int
 Layer: TypeAlias = dict[Structure, dict[Sums, int]]
 
 
+_Summed: TypeAlias = Params | MAdds | Uses | Branches | Distance
+
+
 class _Group(NamedTuple):
     added: tuple[int, ...]
     channels: tuple[int, ...]
@@ -74,7 +77,7 @@ class Tally:
         self.slots: tuple[Slot, ...] = space.slots
         self.kept = tuple(dict.fromkeys(keep))
         found = list(dict.fromkeys((*self.kept, *measures(space.constraints))))
-        self._summed = [m for m in found if not isinstance(m, Depth)]
+        self._summed: list[_Summed] = [m for m in found if not isinstance(m, Depth)]
         self._has_depth = any(isinstance(m, Depth) for m in found)
         self._features = sorted({m.features for m in found if isinstance(m, Params | MAdds)})
         self._targets = [m.to for m in found if isinstance(m, Distance)]
@@ -161,7 +164,9 @@ class Tally:
         at = branch if self._targets else 0
         group_of, groups, sizes = self._grouped_operators(operators, source.channels, at)
         inputs = [
-            int(branch <= len(m.to) and m.to.branches[branch - 1].input != source.number) if isinstance(m, Distance) else 0
+            int(branch <= len(m.to) and m.to.branches[branch - 1].input != source.number)
+            if isinstance(m, Distance)
+            else 0
             for m in self._summed
         ]
         makes = [self._made(number, structure, source, group.channels) for group in groups]
@@ -222,8 +227,6 @@ class Tally:
                 case Distance(to=target):
                     beyond = branch > len(target)
                     added.append(2 if beyond else int(target.branches[branch - 1].operator != operator))
-                case Depth():
-                    raise AssertionError("depth is no sum")
         after = tuple(_out_channels(operator, count, self.space.filters) for count in channels)
         return _Group(tuple(added), after)
 
@@ -232,6 +235,17 @@ class Tally:
         group_of, groups, _ = self._grouped_operators(operators, channels, 0)
         found = [(self._pack(group.added), group.channels) for group in groups]
         return [found[group] for group in group_of]
+
+    def agree(self, stands_for: Sequence[int]) -> bool:
+        """Whether each operator of the first slot has all its consequences in common with the one it stands for."""
+        operators = self.slots[0].operators
+        self._shifts  # noqa: B018 (goes through all channels that occur)
+        return all(
+            group_of[number] == group_of[other]
+            for (found, _, _), (group_of, _, _) in self._grouped.items()
+            if found == operators
+            for number, other in enumerate(stands_for)
+        )
 
     def moves(self, number: int, structure: Structure) -> list[tuple[int, int, Structure]]:
         """All that slot ``number`` can do: (choices, what they add to the sums, the structure after them)."""
@@ -285,8 +299,7 @@ class Tally:
 
     def _unpack(self, sums: Sums) -> list[int]:
         return [
-            (sums >> low) & ((1 << (high - low)) - 1)
-            for low, high in zip(self._shifts, self._shifts[1:], strict=False)
+            (sums >> low) & ((1 << (high - low)) - 1) for low, high in zip(self._shifts, self._shifts[1:], strict=False)
         ]
 
     def settle(self, number: int, structure: Structure, sums: Sums) -> Sums | None:
@@ -408,9 +421,7 @@ class Tally:
         layers = list(self.layers())
         found: list[Layer] = [{} for _ in layers]
         for structure, counts in layers[-1].items():
-            found[-1][structure] = {
-                sums: 1 for sums in counts if self.finish(structure, sums) is not None
-            }
+            found[-1][structure] = {sums: 1 for sums in counts if self.finish(structure, sums) is not None}
         for number in range(len(self.slots), 0, -1):
             after = found[number]
             for structure, counts in layers[number - 1].items():

@@ -81,7 +81,7 @@ class Forests:
                 waiting += {after for _, after in self._does[read]}
         self._trees: dict[tuple[Channels, int], Counts] = {}
         self._forests: dict[tuple[Channels, int, int], Counts] = {}
-        # Groups of trees of equal channels, size and weight, and by group: multisets of j trees from it and those after.
+        # Trees of equal channels and size, grouped by weight; and by group: multisets of j trees of it and those after.
         self._groups: dict[tuple[Channels, int], tuple[list[tuple[Weight, int]], list[list[Counts]]]] = {}
         self._ladders: dict[tuple[Channels, int, Weight], list[int]] = {}
         self._splits: dict[tuple[Channels, int, int, Weight], tuple[list[_Split], list[int], dict[_Split, int]]] = {}

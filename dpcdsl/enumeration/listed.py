@@ -1,0 +1,67 @@
+"""Classes of a space outside the fragment that is counted in closed form: its genomes are gone through one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from dpcdsl.enumeration.base import Choices, Enumerator
+from dpcdsl.enumeration.progress import report
+from dpcdsl.errors import DpcError
+from dpcdsl.isomorphism import sorted_preorder
+from dpcdsl.operators import Operator
+
+__all__ = ["MAX_LISTED", "ListedEnumerator"]
+
+#: Most genomes that are gone through one by one.
+MAX_LISTED = 10**7
+
+_REPORTED = 1 << 14
+
+
+class ListedEnumerator(Enumerator):
+    """Classes of genomes whose trees are equal, operators with equal labels counting as equal.
+
+    Ranks follow the first genome of each class. Raises :class:`DpcError` (DPC070) for more than :data:`MAX_LISTED`
+    genomes.
+    """
+
+    def __init__(self, genomes: Enumerator, labels: Mapping[Operator, int]):
+        self.space = genomes.space
+        self._genomes = genomes
+        if genomes.count > MAX_LISTED:
+            raise DpcError.of(
+                "DPC070",
+                f"classes of this space are found by going through its genomes, and it has {genomes.count:,}",
+                hint=f"at most {MAX_LISTED:,} are gone through; classes are counted without that where every branch "
+                "reads `any`, all draw from one operator set, and no constraint measures a distance",
+            )
+        self._labels = [[labels[operator] for operator in slot.operators.operators] for slot in self.space.slots]
+        self._class_of: dict[tuple[tuple[int, int], ...], int] = {}
+        self._first: list[int] = []
+        for start in range(0, genomes.count, _REPORTED):
+            stop = min(start + _REPORTED, genomes.count)
+            for rank in range(start, stop):
+                key = self._key(genomes.choices(rank))
+                if key not in self._class_of:
+                    self._class_of[key] = len(self._first)
+                    self._first.append(rank)
+            report("listing", stop, genomes.count)
+        self.count = len(self._first)
+
+    def _key(self, choices: Choices) -> tuple[tuple[int, int], ...]:
+        branch = [0] * (len(choices) + 1)
+        inputs: list[int] = []
+        labels: list[int] = []
+        for number, choice in enumerate(choices, 1):
+            if choice is not None:
+                inputs.append(branch[choice[0]])
+                labels.append(self._labels[number - 1][choice[1]])
+                branch[number] = len(inputs)
+        return sorted_preorder(inputs, labels)[1]
+
+    def choices(self, rank: int) -> Choices:
+        return self._genomes.choices(self._first[rank])
+
+    def rank_of(self, choices: Choices) -> int:
+        self._genomes.rank_of(choices)  # says so if a constraint breaks
+        return self._class_of[self._key(choices)]

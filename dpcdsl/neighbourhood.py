@@ -1,0 +1,74 @@
+"""Cells near a cell: neighbours, mutation, crossover; all of them inside a space, exactly counted and drawn uniformly.
+
+Near is meant by :func:`dpcdsl.distance`: the number of inputs and operators in which two cells differ. A neighbourhood
+is the space with a constraint more, so that whatever can be asked of a space can be asked of it.
+"""
+
+from __future__ import annotations
+
+from dpcdsl.cell import Cell
+from dpcdsl.constraints import Comparison, Distance
+from dpcdsl.enumeration import Enumerator, Seed, enumerator
+from dpcdsl.errors import DpcError, shown
+from dpcdsl.interchange import paper_space
+from dpcdsl.space import OperatorSet, Slot, Space
+
+__all__ = ["crossover", "mutate", "neighbours"]
+
+
+def neighbours(cell: Cell, space: Space | None = None, radius: int = 1) -> Enumerator:
+    """The cells of ``space`` at distance 1 to ``radius`` from ``cell``: count, sample, rank or go through them.
+
+    space: default the paper's with as many branches as the cell, which need not lie in it itself.
+    Raises :class:`DpcError` (DPC062) if ``radius`` is not a whole number from 1 up.
+
+    >>> neighbours(Cell.of((0, paper_space().slots[0].operators.operators[0])), radius=1).count
+    80
+    """
+    return enumerator(_around(cell, space, 1, _checked(radius, "radius")))
+
+
+def mutate(cell: Cell, space: Space | None = None, seed: Seed = None, *, distance: int = 1) -> Cell:
+    """A cell drawn uniformly from those of ``space`` at exactly this distance from ``cell``.
+
+    Raises :class:`DpcError`: DPC074 if there is none, DPC062 if ``distance`` is not a whole number from 1 up.
+    """
+    distance = _checked(distance, "distance")
+    return enumerator(_around(cell, space, distance, distance)).sample(1, seed)[0]
+
+
+def crossover(a: Cell, b: Cell, space: Space | None = None, seed: Seed = None) -> Cell:
+    """A cell of ``space`` each of whose inputs and operators is that of ``a`` or of ``b``, drawn uniformly from all
+    such cells; the parents are among them.
+
+    space: default the paper's with as many branches as ``a``. An optional branch that only one parent has may be left
+    out. Raises :class:`DpcError` (DPC055) if a parent is not in the space.
+    """
+    space = paper_space(len(a)) if space is None else space
+    number = {0: 0}  # of each slot that a child may fill
+    slots = []
+    for place, (slot, *parents) in enumerate(zip(space.slots, space.placed(a), space.placed(b), strict=True), 1):
+        taken = [choice for choice in parents if choice is not None]
+        if taken:
+            inputs = tuple(sorted({number[source] for source, _ in taken}))
+            operators = OperatorSet.of(slot.operators.operators[operator] for _, operator in taken)
+            slots.append(Slot(inputs=inputs, operators=operators, optional=len(taken) < 2))
+            number[place] = len(slots)
+    # Not validated: a branch may be left with no input there, and then that is no child.
+    children = Space.model_construct(slots=tuple(slots), filters=space.filters, constraints=space.constraints)
+    return enumerator(children).sample(1, seed)[0]
+
+
+def _around(cell: Cell, space: Space | None, least: int, most: int) -> Space:
+    space = paper_space(len(cell)) if space is None else space
+    distance = Distance(to=cell)
+    return space.where(
+        Comparison(measure=distance, relation=">=", bound=least),
+        Comparison(measure=distance, relation="<=", bound=most),
+    )
+
+
+def _checked(value: object, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise DpcError.of("DPC062", f"{name} must be a whole number from 1 up, not {shown(value)}")
+    return value
