@@ -13,8 +13,11 @@ from dpcdsl.compilers import compile
 from dpcdsl.cost import Cost, cost
 from dpcdsl.errors import Diagnostic, DpcError, Source, Span
 from dpcdsl.explain import explain
+from dpcdsl.identity import CellId, cell_id, fingerprint
 from dpcdsl.interchange import from_deeplab, from_json, from_vector, to_deeplab, to_json, to_vector
+from dpcdsl.isomorphism import canonical, isomorphic
 from dpcdsl.layers import Conventions, Convolution, DepthwiseConvolution, GridPool, Layer, Resize, Size
+from dpcdsl.merging import merge_operators
 from dpcdsl.operators import Integer, Operator, OperatorKind, Pair, register_operator
 from dpcdsl.receptive_field import ReceptiveField, receptive_field
 from dpcdsl.references import read_cell, read_space
@@ -28,18 +31,23 @@ from dpcdsl.syntax import (
     parse,
     parse_cell,
     parse_condition,
+    parse_measure,
     parse_space,
     zoo,
 )
 
 if TYPE_CHECKING:
     from dpcdsl.diagram import Diagram, draw, draw_receptive_field
+    from dpcdsl.enumeration import Enumerator, count, distribution, enumerator
+    from dpcdsl.export import export
+    from dpcdsl.neighbourhood import crossover, mutate, neighbours
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
     "Branch",
     "Cell",
+    "CellId",
     "Conventions",
     "Convolution",
     "Cost",
@@ -48,6 +56,7 @@ __all__ = [
     "Diagram",
     "Document",
     "DpcError",
+    "Enumerator",
     "GridPool",
     "Integer",
     "Layer",
@@ -62,22 +71,35 @@ __all__ = [
     "Source",
     "Space",
     "Span",
+    "canonical",
+    "cell_id",
     "compile",
     "cost",
+    "count",
+    "crossover",
     "distance",
+    "distribution",
     "draw",
     "draw_receptive_field",
+    "enumerator",
     "explain",
+    "export",
+    "fingerprint",
     "format_cell",
     "format_space",
     "format_text",
     "from_deeplab",
     "from_json",
     "from_vector",
+    "isomorphic",
     "load",
+    "merge_operators",
+    "mutate",
+    "neighbours",
     "parse",
     "parse_cell",
     "parse_condition",
+    "parse_measure",
     "parse_space",
     "read_cell",
     "read_space",
@@ -90,10 +112,18 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    # Drawing is what most programs never do: its modules are read when they are asked for.
-    if name in ("Diagram", "draw", "draw_receptive_field"):
-        from dpcdsl import diagram
+_LATER = {
+    **dict.fromkeys(("Diagram", "draw", "draw_receptive_field"), "dpcdsl.diagram"),
+    **dict.fromkeys(("Enumerator", "count", "distribution", "enumerator"), "dpcdsl.enumeration"),
+    **dict.fromkeys(("crossover", "mutate", "neighbours"), "dpcdsl.neighbourhood"),
+    "export": "dpcdsl.export",
+}
 
-        return getattr(diagram, name)
+
+def __getattr__(name: str) -> Any:
+    # Drawing needs Graphviz and counting NumPy: their modules are read when they are asked for.
+    if name in _LATER:
+        from importlib import import_module
+
+        return getattr(import_module(_LATER[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from dpcdsl.cell import Cell, tensor_name
@@ -10,7 +11,7 @@ from dpcdsl.layers import Conventions, Size
 from dpcdsl.receptive_field import receptive_field
 from dpcdsl.syntax import format_cell
 
-__all__ = ["explain", "explain_data", "spelled_count", "table", "tree_picture"]
+__all__ = ["explain", "explain_data", "spelled_count", "spelled_histogram", "table", "tree_picture"]
 
 
 def explain_data(
@@ -118,6 +119,33 @@ def table(rows: list[list[str]], right: tuple[int, ...] = ()) -> str:
     ]
     lines.insert(1, "  ".join("─" * width for width in widths))
     return "\n".join(line.rstrip() for line in lines)
+
+
+def spelled_histogram(values: Mapping[int, int], bins: int, name: str) -> str:
+    """An exact distribution as a table with bars: a row for each value, or for each of ``bins`` ranges of values.
+
+    values: how many there are of each value, at least one.
+    """
+    low, high, total = min(values), max(values), sum(values.values())
+    if len(values) <= bins:
+        counts = {f"{value:,}": count for value, count in sorted(values.items())}
+    else:
+        width = -(-(high - low + 1) // bins)
+        rows: dict[int, int] = {}
+        for value, count in values.items():
+            rows[(value - low) // width] = rows.get((value - low) // width, 0) + count
+        counts = {
+            f"{low + i * width:,} … {min(high, low + (i + 1) * width - 1):,}": rows.get(i, 0)
+            for i in range((high - low) // width + 1)
+        }
+    most = max(counts.values())
+    lines = [[name, "cells", "share", ""]]
+    # Whole numbers up to the last step: a count may have more digits than a float.
+    lines += [
+        [label, f"{count:,}", f"{count * 10**4 // total / 100:.2f} %", "█" * -(-count * 30 // most)]
+        for label, count in counts.items()
+    ]
+    return table(lines, right=(0, 1, 2))
 
 
 def spelled_count(count: int) -> str:

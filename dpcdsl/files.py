@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import secrets
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from dpcdsl.errors import DpcError, Source
 
-__all__ = ["read_text", "write_whole"]
+__all__ = ["read_text", "write_whole", "writing"]
 
 
 def read_text(path: Path, max_characters: int) -> Source:
@@ -46,9 +49,17 @@ def read_text(path: Path, max_characters: int) -> Source:
 
 
 def write_whole(path: Path, data: str | bytes) -> None:
-    """Write a file beside its place and rename it, so that no reader ever sees half of it.
+    """Write a file beside its place and rename it; see :func:`writing`."""
+    with writing(path) as file:
+        file.write(data.encode("utf-8") if isinstance(data, str) else data)
 
-    A symbolic link is followed and stays a link; the permissions of a file that was there stay as they were.
+
+@contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write beside its place, which is renamed in the end, so that no reader ever sees half of it.
+
+    A symbolic link is followed and stays a link; the permissions of a file that was there stay as they were. Nothing
+    is left behind where writing fails.
     """
     try:
         target = Path(os.path.realpath(path))
@@ -58,7 +69,7 @@ def write_whole(path: Path, data: str | bytes) -> None:
         handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(data.encode("utf-8") if isinstance(data, str) else data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             if mode is not None:

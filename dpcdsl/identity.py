@@ -13,7 +13,6 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from dpcdsl.cell import Cell
-from dpcdsl.enumeration import enumerator
 from dpcdsl.errors import DpcError, shown
 from dpcdsl.layers import Layer
 from dpcdsl.operators import Operator
@@ -24,7 +23,7 @@ __all__ = ["RANKING_VERSION", "CellId", "cell_id", "cell_of_id", "fingerprint", 
 #: Version of the order in which genomes are ranked. It is part of every fingerprint.
 RANKING_VERSION = 1
 
-_ID = re.compile(r"\s*(?P<space>.*?)\s*@(?P<fingerprint>[0-9a-f]{12}):(?P<rank>[0-9]{1,10000})\s*", re.DOTALL)
+_ID = re.compile(r"\s*(?P<space>.*?)\s*@(?P<fingerprint>[0-9a-f]{12}):(?P<rank>[0-9]{1,4000})\s*", re.DOTALL)
 
 
 class CellId(NamedTuple):
@@ -69,6 +68,8 @@ def cell_id(cell: Cell, space: Space, name: str = "") -> CellId:
 
     Raises :class:`DpcError` (DPC055) if the space does not contain the cell.
     """
+    from dpcdsl.enumeration import enumerator  # brings NumPy
+
     return CellId(name, fingerprint(space), enumerator(space).rank(cell))
 
 
@@ -100,4 +101,6 @@ def cell_of_id(identifier: CellId, space: Space) -> Cell:
             f"the ID was given in a space of fingerprint {identifier.fingerprint}, and this has {fingerprint(space)}",
             hint="name the space it was made in; this one, an operator of it or the order of ranks has changed",
         )
+    from dpcdsl.enumeration import enumerator
+
     return enumerator(space).unrank(identifier.rank)

@@ -14,6 +14,7 @@ from typing import Any
 
 from dpcdsl.cell import DEFAULT_FILTERS, MAX_BRANCHES, Branch, Cell, tensor_index
 from dpcdsl.errors import Diagnostic, DpcError, Source, nearest, shown
+from dpcdsl.identity import CellId, cell_id
 from dpcdsl.json_text import Places, parse_json
 from dpcdsl.operators import LARGEST_INTEGER, Operator
 from dpcdsl.space import Space
@@ -25,6 +26,7 @@ __all__ = [
     "from_deeplab",
     "from_json",
     "from_vector",
+    "paper_id",
     "paper_space",
     "spell",
     "to_deeplab",
@@ -33,11 +35,17 @@ __all__ = [
 ]
 
 #: The forms a cell can be written in. All of them can be read back.
-FORMS = ("text", "line", "vector", "deeplab", "json")
+FORMS = ("text", "line", "vector", "id", "deeplab", "json")
 
 
-def spell(cell: Cell, form: str, *, name: str | None = None, space: Space | None = None) -> str:
-    """``cell`` in one of :data:`FORMS`. ``name`` is for the text, ``space`` for the vector (default: the paper's)."""
+def spell(
+    cell: Cell, form: str, *, name: str | None = None, space: Space | None = None, space_name: str | None = None
+) -> str:
+    """``cell`` in one of :data:`FORMS`.
+
+    name: for the text. space: for the vector and the ID, by default the paper's with as many branches as the cell;
+    space_name: what it is called in the ID.
+    """
     match form:
         case "text":
             return format_cell(cell, name).rstrip("\n")
@@ -45,6 +53,8 @@ def spell(cell: Cell, form: str, *, name: str | None = None, space: Space | None
             return str(cell)
         case "vector":
             return json.dumps(to_vector(cell, space))
+        case "id":
+            return str(paper_id(cell) if space is None else cell_id(cell, space, space_name or ""))
         case "deeplab":
             return json.dumps(to_deeplab(cell))
         case "json":
@@ -60,8 +70,9 @@ def cell_from_text(
     space: Space | None = None,
     max_characters: int = MAX_CHARACTERS,
 ) -> Cell:
-    """A cell in whichever of :data:`FORMS` the text is written. The options are those of :func:`dpcdsl.parse`;
-    ``space`` is the one a vector belongs to."""
+    """A cell in whichever of :data:`FORMS` the text is written; not an ID, whose space must be looked up
+    (:func:`dpcdsl.read_cell` does). The options are those of :func:`dpcdsl.parse`; ``space`` is the one a vector
+    belongs to."""
     source = Source(name, text)
     start = text.lstrip()[:1]
     if start == "{":
@@ -321,6 +332,11 @@ def _deeplab_operator(element: Mapping[str, Any]) -> Operator:
 def paper_space(branches: int = 5) -> Space:
     """The paper's space (section 3.1) with the given number of branches."""
     return zoo()["dpc"].space(B=branches)
+
+
+def paper_id(cell: Cell) -> CellId:
+    """The cell's ID in the paper's space with as many branches."""
+    return cell_id(cell, paper_space(len(cell)), "dpc" if len(cell) == 5 else f"dpc(B={len(cell)})")
 
 
 def to_vector(cell: Cell, space: Space | None = None) -> list[int]:

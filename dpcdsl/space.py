@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from dpcdsl.cell import DEFAULT_FILTERS, MAX_BRANCHES, Branch, Cell, check_filters, tensor_name
-from dpcdsl.constraints import Constraint, implies_a_branch
+from dpcdsl.constraints import AllOf, Constraint, implies_a_branch
 from dpcdsl.errors import DpcError, shown
 from dpcdsl.operators import Operator, kind_named
 from dpcdsl.values import Value
@@ -128,6 +128,8 @@ class Space(Value):
                 hint="add `require branches >= 1`",
             )
         self.__dict__["slots"] = tuple(normal)
+        parts = (p for c in self.constraints for p in (c.all_of if isinstance(c, AllOf) else (c,)))
+        self.__dict__["constraints"] = tuple(dict.fromkeys(parts))  # one way to write it, one fingerprint
         return self
 
     def _check_inputs(self, number: int, slot: Slot) -> None:

@@ -93,7 +93,10 @@ def _products(draw: st.DrawFn, names: Sequence[str] | None, largest: int, most: 
 def _axes(least: int, largest: int, size: int) -> st.SearchStrategy[list[int]]:
     numbers = st.integers(least, largest)
     single = numbers.map(lambda number: [number])
-    steps = st.builds(lambda first, step: list(range(first, largest + 1, step))[:size], numbers, st.integers(1, 6))
+    steps = st.builds(
+        lambda count, first, step: list(range(first, largest + 1, step))[:count],
+        *(st.integers(1, size), numbers, st.integers(1, 6)),
+    )
     several = st.lists(numbers, min_size=1, max_size=size, unique=True).map(sorted)
     return single | several | steps if size > 1 else single
 
@@ -283,7 +286,7 @@ _VARIANTS = (
     (r"\bY\d+\)", "_)"),
     (r"\(F,", "({F},"),
     (r"(?<= )(\d+)x(\d+)", r"\1 x\2"),
-    (r"\b(\d+)K\b", r"\1.000K"),
+    (r"\b(\d+)([KMGT])\b", r"\1.0\2"),
     (r"\b(depth|branches) (?=[<>=!])", r"\1() "),
     (r" ", "\n"),
     (r"\s", "\r\n\t"),
@@ -353,7 +356,8 @@ def _files(draw: st.DrawFn, count: int, operators: Operators) -> str:
     return "\n".join(items)
 
 
-_SIGNS = (*"(){},|=<>*#.;~", "Y9", "x", "any", "cell", "space", "where", "not", "0", "2x2", "99999999999", "nobody", "")
+_SIGNS = tuple("(){},|=<>*#.;~")
+_WORDS = ("Y9", "x", "any", "cell", "space", "ops", "F", "a", "depth", "where", "not", "0", "2x2", "9" * 12, "nobody")
 
 
 def malformed_texts() -> st.SearchStrategy[str]:
@@ -361,17 +365,22 @@ def malformed_texts() -> st.SearchStrategy[str]:
 
     Each raises a :class:`dpcdsl.DpcError`. Shrinks to ``0``.
     """
-    words = st.lists(st.sampled_from(_SIGNS), min_size=1, max_size=12).map(" ".join)
-    return (st.text(min_size=1) | words | _mutated()).filter(_is_malformed)
+    words = st.lists(st.sampled_from((*_SIGNS, *_WORDS)), min_size=1, max_size=12).map(" ".join)
+    return (st.text(min_size=1) | words | _mutated() | _mutated()).filter(_is_malformed)
 
 
 @st.composite
 def _mutated(draw: st.DrawFn) -> str:
-    words = re.split(r"(\W)", draw(texts(max_definitions=2)))
+    parts = re.split(r"(\w+)", draw(texts(max_definitions=2)))  # words, at the odd places, and what is between them
     for _ in range(draw(st.integers(1, 2))):
-        at, lost = draw(st.integers(0, len(words))), draw(st.integers(0, 2))
-        words[at : at + lost] = draw(st.lists(st.sampled_from(_SIGNS), min_size=lost == 0, max_size=2))
-    return "".join(words)
+        at = draw(st.integers(0, len(parts) - 1))
+        if at % 2 and draw(st.booleans()):  # lost
+            parts[at] = ""
+        elif at % 2:  # another word: this fits the grammar more often than not
+            parts[at] = draw(st.sampled_from(_WORDS) | st.sampled_from(parts[1::2]))
+        else:
+            parts[at] += draw(st.sampled_from(_SIGNS))
+    return "".join(parts)
 
 
 def _is_malformed(text: str) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import click
 
-from dpcdsl.cli import compiling, doctor, language, start, views
+from dpcdsl.cli import comparing, compiling, doctor, enumerating, language, start, views
 from dpcdsl.cli.common import load_plugin
 from dpcdsl.errors import DpcError
 
@@ -26,10 +26,12 @@ __all__ = ["main"]
     help="Import a Python file or module first, for the operators it registers. May be repeated.",
 )
 def dpc(plugins: tuple[str, ...]) -> None:
-    """Dense Prediction Cells: check, convert, draw, cost and compile them.
+    """Dense Prediction Cells: check, convert, draw, cost, count, sample and compile them.
 
     A CELL is a file, FILE.dpc:NAME, a name of the zoo (top1, aspp, pspnet, denseaspp), a JSON file (DeepLab's too), the
-    cell itself such as '(F, conv1x1, Y1)', or - for standard input.
+    cell itself such as '(F, conv1x1, Y1)', an ID such as dpc@0123456789ab:42, or - for standard input. A SPACE is a
+    file, FILE.dpc:NAME, or a name of the zoo (dpc, aspp_subsets), with its parameters and a condition if need be:
+    'dpc(B=8) where depth <= 3'.
     """
     for plugin in plugins:
         load_plugin(plugin)
@@ -42,8 +44,18 @@ for command in (
     views.cost_command,
     views.draw_command,
     views.explain_command,
+    comparing.diff_command,
+    enumerating.count_command,
+    enumerating.sample_command,
+    enumerating.enumerate_command,
+    enumerating.rank_command,
+    enumerating.unrank_command,
+    enumerating.neighbours_command,
+    comparing.distance_command,
+    comparing.canonical_command,
     compiling.compile_command,
     start.init,
+    start.completion,
     doctor.doctor,
 ):
     dpc.add_command(command)

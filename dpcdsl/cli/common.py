@@ -7,36 +7,57 @@ import importlib.util
 import json
 import re
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from dpcdsl.cell import Cell
+from dpcdsl.constraints import AnyOf
 from dpcdsl.errors import DpcError
+from dpcdsl.interchange import FORMS
 from dpcdsl.layers import Conventions, Size
 from dpcdsl.references import Found, find, read_space
+from dpcdsl.space import Space
+from dpcdsl.syntax import Definition, parse_condition, zoo
 
 __all__ = [
+    "SHARD",
     "SIZE",
+    "NamedSpace",
     "cell_argument",
     "cell_of",
     "conventions_of",
     "conventions_options",
+    "form_option",
     "json_option",
+    "names",
     "load_plugin",
     "print_json",
+    "progress",
     "read_stdin",
+    "space_argument",
+    "space_of",
+    "tracked",
+    "where_option",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 
 
 if TYPE_CHECKING:
     _SizeType = click.ParamType[Size]
+    _ShardType = click.ParamType[tuple[int, int]]
 else:
-    _SizeType = click.ParamType  # only the newest click knows it as generic when it runs
+    _SizeType = _ShardType = click.ParamType  # only the newest click knows it as generic when it runs
+
+#: Totals up to this are told as a share and with the time that is left.
+_COUNTABLE = 10**12
 
 
 class _Size(_SizeType):
@@ -55,7 +76,20 @@ class _Size(_SizeType):
 
 SIZE = _Size()
 
-cell_argument = click.argument("cell", metavar="CELL")
+
+def names(_: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """What a shell can complete a cell or a space to."""
+    cells_only = param.name == "cell" and "SPACE" not in (param.metavar or "")
+    names = [
+        CompletionItem(name, help=definition.noun)
+        for name, definition in zoo().items()
+        if name.startswith(incomplete) and definition.noun in (("cell",) if cells_only else ("cell", "space"))
+    ]
+    return [*names, CompletionItem(incomplete, type="file")]
+
+
+cell_argument = click.argument("cell", metavar="CELL", shell_complete=names)
+space_argument = click.argument("space", metavar="SPACE", shell_complete=names)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
 
 
@@ -87,6 +121,95 @@ def conventions_options(command: F) -> F:
 
 def conventions_of(pooling: Any, output_stride: int, image_pooling_crop_size: Size | None) -> Conventions:
     return Conventions(pooling, output_stride, image_pooling_crop_size)
+
+
+class _Shard(_ShardType):
+    """I/N, the index from 0."""
+
+    name = "I/N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", str(value))
+        if match is None or int(match[1]) >= int(match[2]):
+            self.fail(f"{value!r} is not a part; write I/N with I from 0 to N-1, such as 0/4", param, ctx)
+        return int(match[1]), int(match[2])
+
+
+SHARD = _Shard()
+
+where_option = click.option(
+    "--where", multiple=True, metavar="EXPR", help="A constraint, such as 'params(F=320) <= 0.40M'. May be repeated."
+)
+
+
+def form_option(default: str) -> Callable[[F], F]:
+    """In which form cells are written."""
+    return click.option(
+        "--to", "form", type=click.Choice(FORMS), default=default, show_default=True, help="The form to write."
+    )
+
+
+def space_of(reference: str, where: Iterable[str] = ()) -> NamedSpace:
+    """The space that an argument names, with more constraints; their names are those of its file, or of the zoo."""
+    found = find(reference, "space", read_stdin=read_stdin)
+    space = Space.only(found.value) if isinstance(found.value, Cell) else found.value
+    constraints = [parse_condition(text, found.scope, name="--where") for text in where]
+    name, _, condition = reference.partition(" where ")
+    conditions = [f"({condition})" if " or " in condition else condition] if condition else []
+    conditions += [
+        f"({constraint})" if isinstance(constraint, AnyOf) else str(constraint) for constraint in constraints
+    ]
+    name += f" where {' and '.join(conditions)}" if conditions else ""
+    return NamedSpace("" if reference == "-" else name, space.where(*constraints), found.scope)
+
+
+class NamedSpace(NamedTuple):
+    """A space, how the user named it, and the names known where it stands."""
+
+    name: str
+    space: Space
+    scope: Mapping[str, Definition]
+
+
+@contextmanager
+def progress() -> Iterator[None]:
+    """Shows how far long computations have come, on a terminal, once they take more than a second."""
+    # Where standard output is the terminal too, its lines would run through the bar.
+    if not sys.stderr.isatty():
+        yield
+        return
+    from dpcdsl.enumeration import reporting
+
+    began = time.monotonic()
+    shown = 0.0
+
+    def listener(what: str, done: int, total: int) -> None:
+        nonlocal shown
+        now = time.monotonic()
+        if now - began > 1 and now - shown > 0.1 and not (what == "writing" and sys.stdout.isatty()):
+            shown = now
+            share = f"{done / total:4.0%}" if total < _COUNTABLE else f"{done:,}"
+            left = f", {(now - began) * (total - done) / done:,.0f} s left" if 0 < done <= total < _COUNTABLE else ""
+            click.echo(f"\r\x1b[K{what} {share}{left}", err=True, nl=False)
+
+    try:
+        with reporting(listener):
+            yield
+    finally:
+        if shown:
+            click.echo("\r\x1b[K", err=True, nl=False)
+
+
+def tracked(items: Iterable[T], total: int, what: str) -> Iterator[T]:
+    """The same items, reported as they go by."""
+    from dpcdsl.enumeration import report
+
+    for number, item in enumerate(items):
+        if number % 64 == 0:
+            report(what, number, total)
+        yield item
 
 
 def read_stdin() -> str:

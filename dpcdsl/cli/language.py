@@ -117,7 +117,7 @@ def fmt(files: tuple[str, ...], only_check: bool, max_characters: int, as_json: 
 @click.command()
 @cell_argument
 @click.option("--to", "form", type=click.Choice(FORMS), required=True, help="The form to write.")
-@click.option("--space", metavar="SPACE", help="The space of a vector; default the paper's.")
+@click.option("--space", metavar="SPACE", help="The space of a vector or an ID; default the paper's.")
 @click.option("--name", help="The cell's name in the text.")
 @json_option
 def convert(cell: str, form: str, space: str | None, name: str | None, as_json: bool) -> None:
@@ -126,7 +126,7 @@ def convert(cell: str, form: str, space: str | None, name: str | None, as_json: 
     if name is not None and not is_definable(name):
         raise DpcError.of("DPC033", f"`{name[:60]}` cannot be the name of a cell", hint="choose a plain word")
     called = name if name is not None else found if is_definable(found) else None
-    text = spell(value, form, name=called, space=read_space(space) if space else None)
+    text = spell(value, form, name=called, space=read_space(space) if space else None, space_name=space)
     if as_json:
         shown = json.loads(text) if form in ("vector", "deeplab", "json") else text
         print_json({"form": form, "cell": shown})

@@ -1,4 +1,4 @@
-"""``dpc init``: a first file."""
+"""``dpc init`` and ``dpc completion``: to begin with."""
 
 from __future__ import annotations
 
@@ -58,3 +58,21 @@ def init(directory: str, as_json: bool) -> None:
         print_json({"file": str(path)})
     else:
         click.echo(f"wrote {path}\nnow try:  dpc check {path}\n          dpc explain {path}:mine")
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print what makes a shell complete dpc's commands, options and names.
+
+    \b
+    bash: eval "$(dpc completion bash)"             in ~/.bashrc
+    zsh:  eval "$(dpc completion zsh)"              in ~/.zshrc
+    fish: dpc completion fish > ~/.config/fish/completions/dpc.fish
+    """
+    from click.shell_completion import get_completion_class
+
+    found = get_completion_class(shell)
+    assert found is not None
+    command = click.get_current_context().find_root().command
+    click.echo(found(command, {}, "dpc", "_DPC_COMPLETE").source())

@@ -16,8 +16,8 @@ from dpcdsl.enumeration.constrained import ConstrainedEnumerator
 from dpcdsl.enumeration.forests import ForestEnumerator, is_forest_space
 from dpcdsl.enumeration.listed import MAX_LISTED, ListedEnumerator
 from dpcdsl.enumeration.product import ProductEnumerator
-from dpcdsl.enumeration.progress import reporting
-from dpcdsl.enumeration.streams import Permutation, Ranks, Seed, Stream
+from dpcdsl.enumeration.progress import report, reporting
+from dpcdsl.enumeration.streams import Permutation, Ranks, Seed, Stream, fits_64_bits
 from dpcdsl.enumeration.tally import MAX_STATES, Tally
 from dpcdsl.errors import DpcError, shown
 from dpcdsl.layers import Conventions, Size, checked_size
@@ -40,6 +40,8 @@ __all__ = [
     "count",
     "distribution",
     "enumerator",
+    "fits_64_bits",
+    "report",
     "reporting",
 ]
 

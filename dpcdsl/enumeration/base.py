@@ -52,7 +52,7 @@ class Enumerator(ABC):
 
     def unrank(self, rank: int) -> Cell:
         """The cell with this rank. Raises :class:`DpcError` (DPC071) if it is not from 0 to ``count`` - 1."""
-        return self._cell(self.choices(self._checked(rank)))
+        return self.cell(self.choices(self._checked(rank)))
 
     def rank(self, cell: Cell) -> int:
         """The rank of ``cell``, the lowest where optional branches give it in several ways.
@@ -90,7 +90,7 @@ class Enumerator(ABC):
         self, n: int, seed: Seed = None, *, replacement: bool = True, shard: tuple[int, int] = (0, 1)
     ) -> list[Cell]:
         """``n`` cells, each equally likely; see :meth:`sample_ranks`."""
-        return [self._cell(self.choices(rank)) for rank in self.sample_ranks(n, seed, replacement, shard).tolist()]
+        return [self.cell(self.choices(rank)) for rank in self.sample_ranks(n, seed, replacement, shard).tolist()]
 
     def sample_ranks(
         self, n: int, seed: Seed = None, replacement: bool = True, shard: tuple[int, int] = (0, 1)
@@ -172,9 +172,8 @@ class Enumerator(ABC):
             return False
         return True
 
-    # What subclasses share
-
-    def _cell(self, choices: Iterable[Choice]) -> Cell:
+    def cell(self, choices: Iterable[Choice]) -> Cell:
+        """The cell of what each slot chooses; the choices are taken as they are."""
         tensors = [0] * (len(self.space.slots) + 1)  # slot number -> branch number
         branches: list[Branch] = []
         known = self._branches
@@ -191,6 +190,8 @@ class Enumerator(ABC):
             branches.append(branch)
             tensors[number] = len(branches)
         return Cell(branches=tuple(branches), filters=self.space.filters)
+
+    # What subclasses share
 
     @property
     def _branches(self) -> dict[tuple[int, int, int], Branch]:

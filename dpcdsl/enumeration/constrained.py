@@ -110,7 +110,7 @@ class ConstrainedEnumerator(Enumerator):
             if not self._completing(state):
                 break
         if not self._completing(state):
-            broken = next((c for c in self.space.constraints if not c.holds(self._cell(choices))), None)
+            broken = next((c for c in self.space.constraints if not c.holds(self.cell(choices))), None)
             raise DpcError.of("DPC055", f"the cell breaks `{broken}`")
         return rank
 

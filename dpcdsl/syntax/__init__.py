@@ -1,8 +1,8 @@
 """Text to structure and back.
 
-:func:`parse` and :func:`load` read a text or a file into a :class:`Document`; :func:`parse_cell`, :func:`parse_space`
-and :func:`parse_condition` read one thing. :func:`format_text` lays a text out, :func:`format_cell` and
-:func:`format_space` write values as text.
+:func:`parse` and :func:`load` read a text or a file into a :class:`Document`; :func:`parse_cell`, :func:`parse_space`,
+:func:`parse_condition` and :func:`parse_measure` read one thing. :func:`format_text` lays a text out,
+:func:`format_cell` and :func:`format_space` write values as text.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from lark import Token
 
 from dpcdsl.cell import Cell
-from dpcdsl.constraints import Constraint
+from dpcdsl.constraints import Constraint, Measure
 from dpcdsl.errors import DpcError, Source, Span
 from dpcdsl.files import read_text
 from dpcdsl.space import Space
@@ -23,7 +23,14 @@ from dpcdsl.syntax import tree
 from dpcdsl.syntax.document import Definition, Document
 from dpcdsl.syntax.format import format_cell, format_space, format_text
 from dpcdsl.syntax.grammar import MAX_CHARACTERS, MAX_DEPTH, parse_file, parse_start
-from dpcdsl.syntax.resolve import LANGUAGE_VERSION, is_definable, resolve_condition, resolve_file, resolve_reference
+from dpcdsl.syntax.resolve import (
+    LANGUAGE_VERSION,
+    is_definable,
+    resolve_condition,
+    resolve_file,
+    resolve_measure,
+    resolve_reference,
+)
 
 __all__ = [
     "LANGUAGE_VERSION",
@@ -39,6 +46,7 @@ __all__ = [
     "parse",
     "parse_cell",
     "parse_condition",
+    "parse_measure",
     "parse_space",
     "zoo",
 ]
@@ -130,6 +138,13 @@ def parse_condition(
     source = Source(name, text)
     node = parse_start(source, "condition")
     return resolve_condition(source, node, zoo() if scope is None else scope)
+
+
+def parse_measure(text: str, scope: Mapping[str, Definition] | None = None, *, name: str = "<measure>") -> Measure:
+    """A measure such as ``params(F=320)`` or ``distance(top1)``, its names taken from ``scope`` (default: the zoo)."""
+    source = Source(name, text)
+    node = parse_start(source, "measure")
+    return resolve_measure(source, node, zoo() if scope is None else scope)
 
 
 @cache

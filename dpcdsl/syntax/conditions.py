@@ -18,7 +18,7 @@ from dpcdsl.syntax.choices import read_operators
 from dpcdsl.syntax.context import Context, Skip, short
 from dpcdsl.syntax.grammar import FLATTER, MAX_DEPTH, TOO_DEEP
 
-__all__ = ["read_condition", "required"]
+__all__ = ["read_condition", "read_measure", "required"]
 
 
 def required(c: Context, node: tree.ConditionNode, env: Mapping[str, int]) -> constraints.Constraint:

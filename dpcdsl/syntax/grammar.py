@@ -38,7 +38,7 @@ CHARACTERS_PER_WORD = 8
 #: Longest branch tuple, in characters, whose tree is kept for the next equal one.
 LONGEST_KEPT = 100
 
-Start = Literal["file", "branch_tuple", "condition", "space_reference"]
+Start = Literal["file", "branch_tuple", "condition", "measure", "space_reference"]
 
 
 @v_args(inline=True)
@@ -210,7 +210,7 @@ def _lark() -> Lark:
     return Lark(
         path.read_text(encoding="utf-8"),
         parser="lalr",
-        start=["file", "branch_tuple", "condition", "space_reference"],
+        start=["file", "branch_tuple", "condition", "measure", "space_reference"],
         maybe_placeholders=True,
         transformer=_Build(),
         postlex=_Count(),

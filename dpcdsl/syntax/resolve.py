@@ -18,7 +18,7 @@ from dpcdsl.space import Slot, Space
 from dpcdsl.syntax import tree
 from dpcdsl.syntax.branches import check_count, read_cell, read_filters, read_slots
 from dpcdsl.syntax.choices import read_operators
-from dpcdsl.syntax.conditions import read_condition, required
+from dpcdsl.syntax.conditions import read_condition, read_measure, required
 from dpcdsl.syntax.context import Budget, Context, Scope, Skip, short
 from dpcdsl.syntax.document import Definition, Document
 
@@ -102,6 +102,15 @@ def resolve_condition(source: Source, node: tree.ConditionNode, scope: Scope) ->
         condition = read_condition(c, node, {})
     assert condition is not None
     return condition
+
+
+def resolve_measure(source: Source, node: tree.MeasureNode, scope: Scope) -> constraints.Measure:
+    c = Context(source, scope)
+    measure = None
+    with c.reading():
+        measure = read_measure(c, node, {})
+    assert measure is not None
+    return measure
 
 
 def resolve_reference(

@@ -1,0 +1,326 @@
+"""``dpc count``, ``sample``, ``enumerate``, ``rank``, ``unrank`` and ``neighbours``: a space, exactly."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from dpcdsl.cell import Cell
+from dpcdsl.cli.common import (
+    SHARD,
+    SIZE,
+    cell_argument,
+    cell_of,
+    form_option,
+    json_option,
+    print_json,
+    progress,
+    space_argument,
+    space_of,
+    tracked,
+    where_option,
+)
+from dpcdsl.explain import spelled_histogram
+from dpcdsl.interchange import spell
+from dpcdsl.layers import Size
+from dpcdsl.space import Space
+
+if TYPE_CHECKING:
+    from dpcdsl.enumeration import Enumerator
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+up_to_option = click.option(
+    "--up-to",
+    type=click.Choice(["genome", "isomorphism", "function"]),
+    default="genome",
+    show_default=True,
+    help="What counts as one: each choice; cells that differ in the order of branches alone; "
+    "cells that are the same function at map size --at as well.",
+)
+at_option = click.option("--at", type=SIZE, metavar="HxW", help="With --up-to function: size of the map.")
+
+
+def _writing(command: F) -> F:
+    """Options of commands that write many cells."""
+    for option in reversed(
+        [
+            form_option("line"),
+            click.option(
+                "-o",
+                "--output",
+                metavar="FILE",
+                help="Write a table of the cells and their costs instead: .csv, .jsonl or .parquet.",
+            ),
+            click.option(
+                "--features", type=int, default=320, show_default=True, metavar="C", help="With -o: channels of F."
+            ),
+            click.option(
+                "--size",
+                type=SIZE,
+                default="65x129",
+                show_default=True,
+                metavar="HxW",
+                help="With -o: size of the map.",
+            ),
+            json_option,
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+def _write(
+    cells: Enumerator,
+    ranks: Iterable[int],
+    total: int,
+    *,
+    name: str,
+    form: str,
+    output: str | None,
+    features: int,
+    size: Size,
+    as_json: bool,
+) -> None:
+    shown = tracked(ranks, total, "writing")
+    if output is not None:
+        from dpcdsl.export import export
+
+        written = export(Path(output), cells, shown, features=features, size=size)
+        if as_json:
+            print_json({"file": output, "cells": written})
+        else:
+            click.echo(f"{output}: {written:,} cells", err=True)
+        return
+
+    def spelled(cell: Cell) -> str:
+        return spell(cell, form, space=cells.space, space_name=name)
+
+    if as_json:
+        found = []
+        for rank in shown:
+            text = spelled(cells.unrank(rank))
+            found.append({"rank": rank, "cell": json.loads(text) if form in ("vector", "deeplab", "json") else text})
+        print_json({"count": cells.count, "cells": found})
+        return
+    for number, rank in enumerate(shown):
+        click.echo("\n" * (form == "text" and number > 0) + spelled(cells.unrank(rank)))
+
+
+@click.command("count")
+@space_argument
+@up_to_option
+@at_option
+@where_option
+@click.option(
+    "--histogram",
+    metavar="MEASURE",
+    help="The exact distribution of a measure, such as 'params(F=320)', over the whole space.",
+)
+@click.option("--bins", type=click.IntRange(1, 1000), default=20, show_default=True, help="Rows of the histogram.")
+@json_option
+def count_command(
+    space: str,
+    up_to: Any,
+    at: Size | None,
+    where: tuple[str, ...],
+    histogram: str | None,
+    bins: int,
+    as_json: bool,
+) -> None:
+    """How many cells a space has, exactly."""
+    from dpcdsl.enumeration import count, distribution
+    from dpcdsl.syntax import parse_measure
+
+    found = space_of(space, where)
+    if histogram is None:
+        with progress():
+            number = count(found.space, up_to, at=at)
+        if as_json:
+            print_json({"count": number})
+        else:
+            click.echo(f"{number:,}")
+        return
+    if up_to != "genome":
+        raise click.UsageError("--histogram counts genomes; leave --up-to out")
+    measure = parse_measure(histogram, found.scope, name="--histogram")
+    with progress():
+        values = {key[0]: number for key, number in distribution(found.space, measure).items()}
+    if as_json:
+        print_json({"count": sum(values.values()), "measure": str(measure), "histogram": list(values.items())})
+        return
+    click.echo(f"{sum(values.values()):,} cells, {len(values):,} values of {measure}\n")
+    if values:
+        click.echo(spelled_histogram(values, bins, str(measure)))
+
+
+@click.command("sample")
+@space_argument
+@click.option("-n", "n", type=click.IntRange(0), default=1, show_default=True, help="How many.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="The same seed, the same sample.")
+@click.option("--without-replacement", is_flag=True, help="No cell twice.")
+@click.option("--shard", type=SHARD, metavar="I/N", help="Part I (from 0) of N of one sample without replacement.")
+@where_option
+@up_to_option
+@at_option
+@_writing
+def sample_command(
+    space: str,
+    n: int,
+    seed: int,
+    without_replacement: bool,
+    shard: tuple[int, int] | None,
+    where: tuple[str, ...],
+    up_to: Any,
+    at: Size | None,
+    **how: Any,
+) -> None:
+    """Draw cells uniformly, one per line."""
+    from dpcdsl.enumeration import enumerator
+
+    found = space_of(space, where)
+    with progress():
+        cells = enumerator(found.space, up_to, at=at)
+        ranks = cells.sample_ranks(n, seed, not without_replacement and shard is None, shard or (0, 1))
+        _write(cells, ranks.tolist(), n, name=found.name, **how)
+
+
+@click.command("enumerate")
+@space_argument
+@click.option("--start", type=click.IntRange(0), default=0, show_default=True, help="The first rank (or place).")
+@click.option("--limit", type=click.IntRange(0), metavar="N", help="Stop after N cells.")
+@click.option("--shard", type=SHARD, default="0/1", metavar="I/N", help="Part I (from 0) of N disjoint parts.")
+@click.option("--shuffle", type=click.IntRange(0), metavar="SEED", help="In an order permuted by this seed.")
+@where_option
+@up_to_option
+@at_option
+@_writing
+def enumerate_command(
+    space: str,
+    start: int,
+    limit: int | None,
+    shard: tuple[int, int],
+    shuffle: int | None,
+    where: tuple[str, ...],
+    up_to: Any,
+    at: Size | None,
+    **how: Any,
+) -> None:
+    """Go through the cells in order, one per line."""
+    from itertools import islice
+
+    from dpcdsl.enumeration import enumerator
+
+    found = space_of(space, where)
+    with progress():
+        cells = enumerator(found.space, up_to, at=at)
+        ranks = cells.walk(start, shard=shard, permuted=False if shuffle is None else shuffle)
+        left = max(0, -(-(cells.count - start - shard[0]) // shard[1]))
+        total = left if limit is None else min(limit, left)
+        _write(cells, islice(ranks, limit) if limit is not None else ranks, total, name=found.name, **how)
+
+
+def _space_for(cell: Cell, space: str | None, where: tuple[str, ...]) -> tuple[str, Space]:
+    if space is not None:
+        found = space_of(space, where)
+        return found.name, found.space
+    name = "dpc" if len(cell) == 5 else f"dpc(B={len(cell)})"
+    return space_of(name, where).name, space_of(name, where).space
+
+
+space_option = click.option(
+    "--space", metavar="SPACE", help="The space; default the paper's with as many branches as the cell."
+)
+
+
+@click.command("rank")
+@cell_argument
+@space_option
+@where_option
+@up_to_option
+@at_option
+@json_option
+def rank_command(
+    cell: str, space: str | None, where: tuple[str, ...], up_to: Any, at: Size | None, as_json: bool
+) -> None:
+    """The number of a cell in the order of its space, from 0."""
+    from dpcdsl.enumeration import enumerator
+    from dpcdsl.identity import CellId, fingerprint
+
+    _, value = cell_of(cell, space)
+    name, inside = _space_for(value, space, where)
+    with progress():
+        cells = enumerator(inside, up_to, at=at)
+        rank = cells.rank(value)
+    if not as_json:
+        click.echo(rank)
+        return
+    told = {"rank": rank, "count": cells.count, "space": name}
+    print_json({**told, "id": str(CellId(name, fingerprint(inside), rank))} if up_to == "genome" else told)
+
+
+@click.command("unrank")
+@space_argument
+@click.argument("rank", metavar="RANK", type=click.IntRange(0))
+@where_option
+@up_to_option
+@at_option
+@form_option("line")
+@json_option
+def unrank_command(
+    space: str, rank: int, where: tuple[str, ...], up_to: Any, at: Size | None, form: str, as_json: bool
+) -> None:
+    """The cell of a number; the inverse of rank."""
+    from dpcdsl.enumeration import enumerator
+
+    found = space_of(space, where)
+    with progress():
+        cell = enumerator(found.space, up_to, at=at).unrank(rank)
+    text = spell(cell, form, space=found.space, space_name=found.name)
+    if as_json:
+        print_json({"rank": rank, "cell": json.loads(text) if form in ("vector", "deeplab", "json") else text})
+    else:
+        click.echo(text)
+
+
+@click.command("neighbours")
+@cell_argument
+@space_option
+@click.option("--radius", type=click.IntRange(1), default=1, show_default=True, help="Largest distance.")
+@click.option("--count", "only_count", is_flag=True, help="Only say how many there are.")
+@click.option("--sample", "n", type=click.IntRange(0), metavar="N", help="Draw N of them uniformly.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="For --sample.")
+@where_option
+@_writing
+def neighbours_command(
+    cell: str,
+    space: str | None,
+    radius: int,
+    only_count: bool,
+    n: int | None,
+    seed: int,
+    where: tuple[str, ...],
+    as_json: bool,
+    **how: Any,
+) -> None:
+    """The cells that differ from one in at most --radius inputs and operators, one per line."""
+    from dpcdsl.enumeration import enumerator
+    from dpcdsl.neighbourhood import neighbours
+
+    _, value = cell_of(cell, space)
+    name, inside = _space_for(value, space, where)
+    with progress():
+        near = neighbours(value, inside, radius)
+        if only_count:
+            if as_json:
+                print_json({"count": near.count})
+            else:
+                click.echo(f"{near.count:,}")
+            return
+        whole = enumerator(inside)
+        found = near.cells() if n is None else iter(near.sample(n, seed))
+        _write(whole, map(whole.rank, found), near.count if n is None else n, name=name, as_json=as_json, **how)
