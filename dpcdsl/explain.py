@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import count as naturals
 from typing import Any
 
 from dpcdsl.cell import Cell, tensor_name
 from dpcdsl.cost import Cost, cost
+from dpcdsl.errors import DpcError
+from dpcdsl.identity import CellId
+from dpcdsl.interchange import paper_id, paper_space
+from dpcdsl.isomorphism import canonical
 from dpcdsl.layers import Conventions, Size
+from dpcdsl.merging import merge_operators
 from dpcdsl.receptive_field import receptive_field
 from dpcdsl.syntax import format_cell
 
@@ -32,7 +38,34 @@ def explain_data(
         "filters": cell.filters,
         "cost": price.model_dump(mode="json"),
         "receptive_field": field.summary(),
+        "id": str(found) if (found := _paper_id(cell)) else None,
+        "canonical": str(canonical(cell)),
+        "merges": [
+            {"branches": names, "operators": operators} for names, operators in _merges(cell, size, conventions)
+        ],
     }
+
+
+def _paper_id(cell: Cell) -> CellId | None:
+    try:
+        return paper_id(cell)
+    except DpcError:  # not of the paper's operators
+        return None
+
+
+def _merges(cell: Cell, size: Size, conventions: Conventions | None) -> list[tuple[list[str], list[str]]]:
+    """Operators of the cell that are the same function as others at this size: the branches, and all that are equal.
+
+    The others are those of the cell and of the paper's set.
+    """
+    own = dict.fromkeys(branch.operator for branch in cell.branches)
+    pool = list(dict.fromkeys([*own, *paper_space(1).slots[0].operators.operators]))
+    found = []
+    for group in merge_operators(pool, size, cell.filters, conventions or Conventions()):
+        names = [f"Y{number}" for number, branch in enumerate(cell.branches, 1) if branch.operator in group]
+        if len(group) > 1 and names:
+            found.append((names, [str(operator) for operator in group]))
+    return found
 
 
 def _options(conventions: Conventions | None) -> dict[str, Any]:
@@ -80,8 +113,38 @@ def explain(
             table(rows, right=(3, 4, 5, 6)),
             "",
             _footnote(price),
+            "",
+            *_standing(cell, size, conventions),
         ]
     )
+
+
+def _standing(cell: Cell, size: Size, conventions: Conventions | None) -> list[str]:
+    """Where the cell stands among others: its number, its class, and the operators that make no difference."""
+    from dpcdsl.enumeration import enumerator
+
+    found = _paper_id(cell)
+    if found is None:
+        lines = ["It is not in the paper's space."]
+    else:
+        total = enumerator(paper_space(len(cell))).count
+        lines = [f"Rank {found.rank:,} of {total:,} in the paper's space: {found}"]
+    standing = canonical(cell)
+    if standing == cell:
+        lines.append("It is the canonical form of all cells that differ from it in the order of branches alone.")
+    else:
+        lines.append(f"Up to the order of branches it is {standing}")
+    merges = _merges(cell, size, conventions)
+    for names, operators in merges:
+        first, *others = operators
+        more = f" and {len(others) - 4} more" if len(others) > 5 else ""
+        shown = others[:4] if more else others
+        lines.append(
+            f"At {size[0]}x{size[1]} {', '.join(names)}: {first} is the same function as {', '.join(shown)}{more}."
+        )
+    if not merges:
+        lines.append(f"At {size[0]}x{size[1]} none of its operators is the same function as another of the paper's.")
+    return lines
 
 
 def _footnote(price: Cost) -> str:
@@ -122,21 +185,20 @@ def table(rows: list[list[str]], right: tuple[int, ...] = ()) -> str:
 
 
 def spelled_histogram(values: Mapping[int, int], bins: int, name: str) -> str:
-    """An exact distribution as a table with bars: a row for each value, or for each of ``bins`` ranges of values.
+    """An exact distribution as a table with bars: a row for each value, or for each range of round width.
 
-    values: how many there are of each value, at least one.
+    values: how many there are of each value, at least one. bins: the most rows.
     """
     low, high, total = min(values), max(values), sum(values.values())
     if len(values) <= bins:
         counts = {f"{value:,}": count for value, count in sorted(values.items())}
     else:
-        width = -(-(high - low + 1) // bins)
+        width = _round_width(low, high, bins)
         rows: dict[int, int] = {}
         for value, count in values.items():
-            rows[(value - low) // width] = rows.get((value - low) // width, 0) + count
+            rows[value // width] = rows.get(value // width, 0) + count
         counts = {
-            f"{low + i * width:,} … {min(high, low + (i + 1) * width - 1):,}": rows.get(i, 0)
-            for i in range((high - low) // width + 1)
+            f"{i * width:,} … {(i + 1) * width - 1:,}": rows.get(i, 0) for i in range(low // width, high // width + 1)
         }
     most = max(counts.values())
     lines = [[name, "cells", "share", ""]]
@@ -146,6 +208,16 @@ def spelled_histogram(values: Mapping[int, int], bins: int, name: str) -> str:
         for label, count in counts.items()
     ]
     return table(lines, right=(0, 1, 2))
+
+
+def _round_width(low: int, high: int, bins: int) -> int:
+    """The least of 1, 2, 5, 10, 20, 50, … whose multiples cut ``low`` to ``high`` into at most ``bins`` ranges."""
+    for power in naturals():
+        for digit in (1, 2, 5):
+            width: int = digit * 10**power
+            if high // width - low // width < bins:
+                return width
+    raise AssertionError("there is always one")
 
 
 def spelled_count(count: int) -> str:

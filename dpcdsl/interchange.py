@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from dpcdsl.cell import DEFAULT_FILTERS, MAX_BRANCHES, Branch, Cell, tensor_index
-from dpcdsl.errors import Diagnostic, DpcError, Source, nearest, shown
-from dpcdsl.identity import CellId, cell_id
+from dpcdsl.errors import Diagnostic, DpcError, Source, Span, nearest, shown
+from dpcdsl.identity import CellId, cell_id, cell_of_id, is_id, read_id
 from dpcdsl.json_text import Places, parse_json
 from dpcdsl.operators import LARGEST_INTEGER, Operator
 from dpcdsl.space import Space
@@ -70,10 +70,18 @@ def cell_from_text(
     space: Space | None = None,
     max_characters: int = MAX_CHARACTERS,
 ) -> Cell:
-    """A cell in whichever of :data:`FORMS` the text is written; not an ID, whose space must be looked up
-    (:func:`dpcdsl.read_cell` does). The options are those of :func:`dpcdsl.parse`; ``space`` is the one a vector
-    belongs to."""
+    """A cell in whichever of :data:`FORMS` the text is written. The options are those of :func:`dpcdsl.parse`.
+
+    space: the one a vector or an ID belongs to. An ID needs it here (DPC073); :func:`dpcdsl.read_cell` looks up the
+    space that the ID names.
+    """
     source = Source(name, text)
+    if is_id(text):
+        if space is None:
+            raise DpcError.of(
+                "DPC073", "an ID means a cell only in its space", Span(source, 0, len(text)), hint="name it"
+            )
+        return cell_of_id(read_id(text), space)
     start = text.lstrip()[:1]
     if start == "{":
         return from_json(source, max_characters=max_characters)

@@ -255,7 +255,7 @@ def test_parameters_reach_everything() -> None:
     assert [slot.operators for slot in space.slots] == [
         OperatorSet.of(Operator.of("avgpool", grid=(h, 3)) for h in (1, 2))
     ] * 2
-    assert [str(condition) for condition in space.constraints] == ["params(F=3) <= 2 and depth < 3"]
+    assert [str(condition) for condition in space.constraints] == ["params(F=3) <= 2", "depth < 3"]
 
 
 def test_a_space_of_a_space_passes_its_parameters_on() -> None:
@@ -322,9 +322,9 @@ def test_the_largest_numbers() -> None:
     assert refusal("space s {" + "(F, conv1x1, _)" * 257 + "}").codes == ("DPC021",)
     assert len(parse("ops a = avgpool grid {1..256} x {1..256}").operator_sets["a"]) == 65536
     assert refusal("ops a = avgpool grid {1..256} x {1..256} | conv1x1").codes == ("DPC025",)
-    conditions = " require depth <= 3"
-    assert len(parse("space s { (F, conv1x1, _)" + conditions * 256 + "}").space().constraints) == 256
-    assert refusal("space s { (F, conv1x1, _)" + conditions * 257 + "}").codes == ("DPC025",)
+    conditions = [f" require depth <= {i}" for i in range(1, 258)]
+    assert len(parse("space s { (F, conv1x1, _)" + "".join(conditions[:256]) + "}").space().constraints) == 256
+    assert refusal("space s { (F, conv1x1, _)" + "".join(conditions) + "}").codes == ("DPC025",)
 
 
 def test_a_text_spells_out_so_much_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -531,7 +531,7 @@ def test_references(tmp_path: Path) -> None:
 def test_expressions() -> None:
     assert parse_space("dpc(B=3)") == zoo()["dpc"].space(B=3)
     narrowed = parse_space("dpc where depth <= 3 and branches > 1")
-    assert [str(c) for c in narrowed.constraints] == ["depth <= 3 and branches > 1"]
+    assert [str(c) for c in narrowed.constraints] == ["depth <= 3", "branches > 1"]
     own = parse("cell mine { (F, conv1x1, Y1) }").definitions
     assert parse_space("mine", own) == Space.only(Cell.of((0, CONV)))
     for wrong in ("mine", "dpc(B=3", "dpc dpc", "dpc(C=3)", "paper"):
@@ -540,6 +540,12 @@ def test_expressions() -> None:
 
 
 # The zoo
+
+
+def test_a_conjunction_is_as_many_constraints() -> None:
+    together = parse_space("dpc where depth <= 3 and branches > 1 and depth <= 3")
+    one_by_one = parse("from zoo import paper space s { 5 * (any, paper, _) require depth <= 3 require branches > 1 }")
+    assert together == one_by_one.space()
 
 
 def test_the_zoo() -> None:
