@@ -63,12 +63,6 @@ CODES: dict[str, str] = {
     "DPC053": "not a cell in JSON",
     "DPC054": "not a vector of this space",
     "DPC055": "the space does not contain this cell",
-    # Counting, ranks, samples
-    "DPC070": "too large for an exact answer",
-    "DPC071": "not a rank of this space",
-    "DPC072": "the ID belongs to another space",
-    "DPC073": "not an ID",
-    "DPC074": "fewer cells than were asked for",
     # Files, settings and the outside world
     "DPC060": "a file cannot be read or written",
     "DPC061": "no such cell or space",
@@ -77,6 +71,12 @@ CODES: dict[str, str] = {
     "DPC064": "cannot be compiled",
     "DPC065": "an operator cannot be registered",
     "DPC066": "weights do not fit the cell",
+    # Counting, ranks, samples
+    "DPC070": "too large for an exact answer",
+    "DPC071": "not a rank of this space",
+    "DPC072": "the ID belongs to another space",
+    "DPC073": "not an ID",
+    "DPC074": "fewer cells than were asked for",
 }
 
 _WINDOW = 100  # characters of a source line shown around the caret
