@@ -40,6 +40,7 @@ soak: .venv/installed  ## The long runs
 	$(BIN)/python -m pytest -n 2 --dist worksteal --soak -m soak
 
 bench: .venv/installed  ## Measurements, and their table in docs/benchmarks.md
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python benchmarks/run.py
 
 deps:  ## What the system must bring for `make test` to skip nothing but the GPU (apt, as root)

@@ -1,5 +1,7 @@
 """Every benchmark, one command: `make bench`. Writes the tables into docs/benchmarks.md, between its markers.
 
+Arguments name the tables to measure, by default all: `python benchmarks/run.py enumerator peers`.
+
 Each measurement runs several times, interleaved with what it is compared with, and the median counts.
 """
 
@@ -14,9 +16,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import enumerator
 import language
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+TABLES = {"language": language.measure, "enumerator": enumerator.measure, "peers": enumerator.beside_others}
 
 
 def machine() -> str:
@@ -35,9 +39,12 @@ def as_markdown(rows: list[list[str]]) -> str:
 
 
 def main() -> None:
+    names = sys.argv[1:] or list(TABLES)
+    if not TABLES.keys() >= set(names):
+        sys.exit(f"the tables are {', '.join(TABLES)}")
     page = PAGE.read_text(encoding="utf-8")
-    for name, rows in {"language": language.measure()}.items():
-        table = as_markdown(rows)
+    for name in names:
+        table = as_markdown(TABLES[name]())
         print(f"{name}\n{table}\n")
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         assert pattern.search(page), f"docs/benchmarks.md has no place for {name}"

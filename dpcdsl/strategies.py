@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from itertools import chain, product
 from pathlib import Path
 from typing import TypeAlias, get_args
@@ -38,6 +38,7 @@ from dpcdsl.constraints import (
     Uses,
 )
 from dpcdsl.cost import MAX_FEATURES
+from dpcdsl.enumeration.constrained import ConstrainedEnumerator
 from dpcdsl.errors import DpcError
 from dpcdsl.operators import Operator, kind_named
 from dpcdsl.operators import kinds as registered_kinds
@@ -130,7 +131,10 @@ def cells(
         return _any_cells(operators, min_branches, max_branches, filters)
     if (operators, min_branches, max_branches, filters) != (None, 1, 6, _FILTERS):
         raise InvalidArgument("a space has operators, branches and filters of its own: give it alone")
-    return _fulfilling(space if isinstance(space, Space) else read_space(space))
+    found = space if isinstance(space, Space) else read_space(space)
+    if not _steps(found).count:
+        raise InvalidArgument("no cell of the space fulfils its constraints")
+    return _of_space(found)
 
 
 @st.composite
@@ -156,28 +160,26 @@ def _source(draw: st.DrawFn, tensors: Sequence[int], deep: bool) -> int:
     return tensors[-1 - index] if deep else tensors[index]
 
 
-def _fulfilling(space: Space) -> st.SearchStrategy[Cell]:
-    """The cells of a space: by trial, so few of many are found."""
-    unconstrained = space.model_copy(update={"constraints": ()})
-    found = _choices(space).map(unconstrained.decode)
-    return found.filter(lambda cell: all(constraint.holds(cell) for constraint in space.constraints))
+@lru_cache(maxsize=64)
+def _steps(space: Space) -> ConstrainedEnumerator:
+    return ConstrainedEnumerator(space)
 
 
 @st.composite
-def _choices(draw: st.DrawFn, space: Space) -> list[tuple[int, int] | None]:
-    """(input, operator number) for each slot, None for one left out: what :meth:`Space.decode` takes."""
+def _of_space(draw: st.DrawFn, space: Space) -> Cell:
+    """A cell of ``space``, slot by slot: only what some cell begins with is chosen, so that none is thrown away."""
+    cells = _steps(space)
     deep = draw(st.booleans())
-    there = {0}
-    choices: list[tuple[int, int] | None] = []
-    for number, slot in enumerate(space.slots, 1):
-        must = not slot.optional or (number == len(space.slots) and len(there) == 1)  # a cell has a branch
-        if not must and not draw(st.booleans()):
-            choices.append(None)
-            continue
-        source = _source(draw, [tensor for tensor in space.candidates(number) if tensor in there], deep)
-        choices.append((source, draw(st.integers(0, len(slot.operators) - 1))))
-        there.add(number)
-    return choices
+    choices: tuple[tuple[int, int] | None, ...] = ()
+    for _ in space.slots:
+        possible = cells.extensions(choices)
+        sources = [source for source in possible if source is not None]
+        if not sources or (None in possible and not draw(st.booleans())):
+            choices = (*choices, None)
+        else:
+            source = _source(draw, sources, deep)
+            choices = (*choices, (source, draw(st.sampled_from(possible[source]))))
+    return cells.cell(choices)
 
 
 # Constraints and spaces
@@ -274,7 +276,7 @@ def spaces(
     if constraints is False:
         return space
     if constraints is True:  # one cell fulfils them all
-        constraints = _constraints(st.shared(_fulfilling(space)), _measures(operators))
+        constraints = _constraints(st.shared(_of_space(space)), _measures(operators))
     demands += draw(st.lists(constraints, max_size=2))
     return Space(slots=space.slots, filters=space.filters, constraints=tuple(demands))
 

@@ -1,8 +1,8 @@
 """Random cells, spaces, texts and hostile inputs for the tests.
 
-Values come from :mod:`dpcdsl.strategies`. Texts come from plain functions of a ``random.Random``, so that the long runs can
-make millions of them: :func:`file_text` writes a valid file from its parts, with a layout of its own that owes nothing
-to the formatter; :func:`hostile_text` writes what nobody should have to read.
+Values come from :mod:`dpcdsl.strategies`. Texts come from plain functions of a ``random.Random``, so that the long runs
+can make millions of them: :func:`file_text` writes a valid file from its parts, with a layout of its own that owes
+nothing to the formatter; :func:`hostile_text` writes what nobody should have to read.
 """
 
 from __future__ import annotations
@@ -62,7 +62,9 @@ def cells(
     filters: st.SearchStrategy[int] | None = None,
 ) -> st.SearchStrategy[Cell]:
     filters = st.sampled_from((256, 256, 256, 1, 48, 65536)) if filters is None else filters
-    return strategies.cells(operators=operators or paper_operators(), max_branches=largest, filters=filters)
+    return strategies.cells(
+        operators=paper_operators() if operators is None else operators, max_branches=largest, filters=filters
+    )
 
 
 def operator_sets(operators: st.SearchStrategy[Operator] | None = None) -> st.SearchStrategy[OperatorSet]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -20,3 +22,16 @@ class Golden:
             path.write_text(text, encoding="utf-8")
         assert path.is_file(), f"{relative_path} is missing; run pytest --update-golden and read what it writes"
         assert text == path.read_text(encoding="utf-8")
+
+
+@dataclass
+class Outcome:
+    """How a command ended, and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+#: Runs ``dpc`` with these arguments, and ``stdin=`` for standard input.
+Dpc = Callable[..., Outcome]

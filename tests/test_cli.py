@@ -2,48 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from support import Golden
+from support import Dpc, Golden
 
 import dpcdsl
-from dpcdsl.cli import main
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-@dataclass
-class Outcome:
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def dpc(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Outcome]:
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: object, stdin: str | bytes = "") -> Outcome:
-        data = stdin.encode() if isinstance(stdin, str) else stdin
-        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(data)))
-        with pytest.raises(SystemExit) as left:
-            main([str(a) for a in arguments])
-        captured = capsys.readouterr()
-        code = left.value.code
-        return Outcome(code if isinstance(code, int) else 0, captured.out, captured.err)
-
-    return run
-
-
-Dpc = Callable[..., Outcome]
 BAD = "cell a {\n  (Y7, conv1x1, Y1)\n}\n"
 GOOD = "cell a {\n  (F, conv1x1, Y1)\n}\n"
 

@@ -29,6 +29,7 @@ __all__ = [
     "SHARD",
     "SIZE",
     "NamedSpace",
+    "as_value",
     "cell_argument",
     "cell_of",
     "conventions_of",
@@ -229,6 +230,11 @@ def cell_of(reference: str, space: str | None = None) -> tuple[str, Cell]:
 
 def print_json(value: Any) -> None:
     click.echo(json.dumps(value, ensure_ascii=False))
+
+
+def as_value(text: str, form: str) -> Any:
+    """A cell in one of its forms as a value of JSON."""
+    return json.loads(text) if form in ("vector", "deeplab", "json") else text
 
 
 def load_plugin(name: str) -> None:

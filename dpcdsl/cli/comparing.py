@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from itertools import zip_longest
 
 import click
 
 from dpcdsl.cell import Branch, distance, tensor_name
-from dpcdsl.cli.common import SIZE, cell_argument, cell_of, form_option, json_option, names, print_json
+from dpcdsl.cli.common import SIZE, as_value, cell_argument, cell_of, form_option, json_option, names, print_json
 from dpcdsl.cost import cost
 from dpcdsl.interchange import spell
 from dpcdsl.isomorphism import canonical, isomorphic
@@ -38,8 +37,7 @@ def canonical_command(cell: str, form: str, as_json: bool) -> None:
     name, value = cell_of(cell)
     text = spell(canonical(value), form, name=name if is_definable(name) else None)
     if as_json:
-        shown = json.loads(text) if form in ("vector", "deeplab", "json") else text
-        print_json({"cell": shown, "changed": canonical(value) != value})
+        print_json({"cell": as_value(text, form), "changed": canonical(value) != value})
     else:
         click.echo(text)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,6 +12,7 @@ from dpcdsl.cell import Cell
 from dpcdsl.cli.common import (
     SHARD,
     SIZE,
+    as_value,
     cell_argument,
     cell_of,
     form_option,
@@ -90,7 +90,8 @@ def _write(
     if output is not None:
         from dpcdsl.export import export
 
-        written = export(Path(output), cells, shown, features=features, size=size)
+        with progress():
+            written = export(Path(output), cells, shown, features=features, size=size)
         if as_json:
             print_json({"file": output, "cells": written})
         else:
@@ -100,15 +101,13 @@ def _write(
     def spelled(cell: Cell) -> str:
         return spell(cell, form, space=cells.space, space_name=name)
 
-    if as_json:
-        found = []
-        for rank in shown:
-            text = spelled(cells.unrank(rank))
-            found.append({"rank": rank, "cell": json.loads(text) if form in ("vector", "deeplab", "json") else text})
-        print_json({"count": cells.count, "cells": found})
-        return
-    for number, rank in enumerate(shown):
-        click.echo("\n" * (form == "text" and number > 0) + spelled(cells.unrank(rank)))
+    with progress():
+        if as_json:
+            found = [{"rank": rank, "cell": as_value(spelled(cells.unrank(rank)), form)} for rank in shown]
+            print_json({"count": cells.count, "cells": found})
+            return
+        for number, rank in enumerate(shown):
+            click.echo("\n" * (form == "text" and number > 0) + spelled(cells.unrank(rank)))
 
 
 @click.command("count")
@@ -186,7 +185,7 @@ def sample_command(
     with progress():
         cells = enumerator(found.space, up_to, at=at)
         ranks = cells.sample_ranks(n, seed, not without_replacement and shard is None, shard or (0, 1))
-        _write(cells, ranks.tolist(), n, name=found.name, **how)
+    _write(cells, ranks.tolist(), n, name=found.name, **how)
 
 
 @click.command("enumerate")
@@ -218,10 +217,10 @@ def enumerate_command(
     found = space_of(space, where)
     with progress():
         cells = enumerator(found.space, up_to, at=at)
-        ranks = cells.walk(start, shard=shard, permuted=False if shuffle is None else shuffle)
-        left = max(0, -(-(cells.count - start - shard[0]) // shard[1]))
-        total = left if limit is None else min(limit, left)
-        _write(cells, islice(ranks, limit) if limit is not None else ranks, total, name=found.name, **how)
+    ranks = cells.walk(start, shard=shard, permuted=False if shuffle is None else shuffle)
+    left = max(0, -(-(cells.count - start - shard[0]) // shard[1]))
+    total = left if limit is None else min(limit, left)
+    _write(cells, islice(ranks, limit) if limit is not None else ranks, total, name=found.name, **how)
 
 
 def _space_for(cell: Cell, space: str | None, where: tuple[str, ...]) -> tuple[str, Space]:
@@ -282,7 +281,7 @@ def unrank_command(
         cell = enumerator(found.space, up_to, at=at).unrank(rank)
     text = spell(cell, form, space=found.space, space_name=found.name)
     if as_json:
-        print_json({"rank": rank, "cell": json.loads(text) if form in ("vector", "deeplab", "json") else text})
+        print_json({"rank": rank, "cell": as_value(text, form)})
     else:
         click.echo(text)
 
@@ -315,12 +314,13 @@ def neighbours_command(
     name, inside = _space_for(value, space, where)
     with progress():
         near = neighbours(value, inside, radius)
-        if only_count:
-            if as_json:
-                print_json({"count": near.count})
-            else:
-                click.echo(f"{near.count:,}")
-            return
-        whole = enumerator(inside)
-        found = near.cells() if n is None else iter(near.sample(n, seed))
-        _write(whole, map(whole.rank, found), near.count if n is None else n, name=name, as_json=as_json, **how)
+        count = near.count
+    if only_count:
+        if as_json:
+            print_json({"count": count})
+        else:
+            click.echo(f"{count:,}")
+        return
+    whole = enumerator(inside)
+    found = near.cells() if n is None else iter(near.sample(n, seed))
+    _write(whole, map(whole.rank, found), count if n is None else n, name=name, as_json=as_json, **how)

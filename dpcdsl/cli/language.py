@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from dpcdsl.cli.common import cell_argument, cell_of, json_option, print_json, read_stdin
+from dpcdsl.cli.common import as_value, cell_argument, cell_of, json_option, print_json, read_stdin
 from dpcdsl.errors import Diagnostic, DpcError, Source
 from dpcdsl.files import read_text, write_whole
 from dpcdsl.interchange import FORMS, cell_from_text, spell
@@ -128,7 +127,6 @@ def convert(cell: str, form: str, space: str | None, name: str | None, as_json: 
     called = name if name is not None else found if is_definable(found) else None
     text = spell(value, form, name=called, space=read_space(space) if space else None, space_name=space)
     if as_json:
-        shown = json.loads(text) if form in ("vector", "deeplab", "json") else text
-        print_json({"form": form, "cell": shown})
+        print_json({"form": form, "cell": as_value(text, form)})
     else:
         click.echo(text)

@@ -8,18 +8,37 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from functools import cached_property
-from itertools import accumulate
-from typing import TypeAlias
+from itertools import accumulate, pairwise
+from typing import NamedTuple
 
 from dpcdsl.enumeration.base import Choice, Choices, Enumerator
-from dpcdsl.enumeration.tally import Layer, Option, Structure, Sums, Tally, Tensor
+from dpcdsl.enumeration.tally import Layer, Structure, Sums, Tally, Tensor
 from dpcdsl.errors import DpcError
 from dpcdsl.space import Space
 
 __all__ = ["ConstrainedEnumerator"]
 
-_State: TypeAlias = tuple[int, Structure, Sums]
 _MOST_KEPT = 2_000_000  # running counts that are remembered
+
+
+class _Node:
+    """A state of the dynamic programme on the way to a cell, with the ways on from it that have been asked for."""
+
+    __slots__ = ("completing", "decided", "steps", "structure", "sums", "without")
+
+    def __init__(self, decided: int, structure: Structure, sums: Sums, completing: int):
+        self.decided = decided  # slots
+        self.structure = structure
+        self.sums = sums
+        self.completing = completing  # cells that it can become
+        self.without: _Node | None = None  # after the next slot is left out
+        self.steps: dict[Tensor, _Step | None] = {}  # by what the next slot reads; None where it cannot
+
+
+class _Step(NamedTuple):
+    ladder: list[int]  # running counts of the cells below each operator
+    group_of: list[int]  # of each operator
+    after: list[tuple[Tensor, _Node]]  # what each group writes, and the node behind it
 
 
 class ConstrainedEnumerator(Enumerator):
@@ -28,7 +47,7 @@ class ConstrainedEnumerator(Enumerator):
     def __init__(self, space: Space):
         self.space = space
         self._tally = Tally(space)
-        self._ladders: dict[tuple[_State, Tensor], list[int]] = {}
+        self._nodes: dict[tuple[int, Structure, Sums], _Node] = {}
         self._kept = 0
 
     @cached_property
@@ -41,116 +60,118 @@ class ConstrainedEnumerator(Enumerator):
     def _completions(self) -> list[Layer]:
         return self._tally.completions()
 
-    @cached_property
-    def _start(self) -> _State:
-        structure = self._tally.start
-        sums = self._tally.settle(0, structure, self._tally.start_sums)
-        assert sums is not None, "an empty space has no ranks"
-        return 0, structure, sums
-
     def choices(self, rank: int) -> Choices:
-        state = self._start
+        node = self._start()
         tensors: list[Tensor | None] = [self._tally.features()]
         found: list[Choice] = []
-        for slot in self.space.slots:
-            number = state[0] + 1
+        for number, slot in enumerate(self.space.slots, 1):
             if slot.optional:
-                without = self._left_out(state)
-                fitting = self._completing(without)
-                if rank < fitting:
+                without = self._without(node)
+                if rank < without.completing:
                     found.append(None)
                     tensors.append(None)
-                    state = without
+                    node = without
                     continue
-                rank -= fitting
+                rank -= without.completing
             for source in self.space.candidates(number):
-                seen = self._seen(state[0], tensors[source])
-                if seen is None:
+                step = self._step(node, tensors[source])
+                if step is None:
                     continue
-                ladder = self._ladder(state, seen)
-                if rank < ladder[-1]:
-                    operator = bisect_right(ladder, rank)
-                    rank -= ladder[operator - 1] if operator else 0
+                if rank < step.ladder[-1]:
+                    operator = bisect_right(step.ladder, rank)
+                    rank -= step.ladder[operator - 1] if operator else 0
                     found.append((source, operator))
-                    made, state = self._chosen(state, seen, operator)
+                    made, node = step.after[step.group_of[operator]]
                     tensors.append(made)
                     break
-                rank -= ladder[-1]
+                rank -= step.ladder[-1]
             else:
                 raise AssertionError("the rank is below the count")
         return tuple(found)
 
+    def extensions(self, prefix: Choices) -> dict[int | None, list[int]]:
+        """What the next slot can choose after the choices of the first ones so that some cell follows.
+
+        By input, None for leaving the slot out: the numbers of the operators (none for None).
+        """
+        _, node, tensors = self._followed(prefix)
+        found: dict[int | None, list[int]] = {}
+        if self.space.slots[len(prefix)].optional and self._without(node).completing:
+            found[None] = []
+        for source in self.space.candidates(len(prefix) + 1):
+            step = self._step(node, tensors[source])
+            if step is not None and step.ladder[-1]:
+                found[source] = [i for i, (a, b) in enumerate(pairwise([0, *step.ladder])) if a < b]
+        return found
+
     def rank_of(self, choices: Choices) -> int:
         if not self.count:
             raise self._empty()
-        state = self._start
-        tensors: list[Tensor | None] = [self._tally.features()]
-        rank = 0
-        for slot, choice in zip(self.space.slots, choices, strict=True):
-            number = state[0] + 1
-            without = self._left_out(state) if slot.optional else None
-            if choice is None:
-                assert without is not None
-                tensors.append(None)
-                state = without
-                continue
-            if without is not None:
-                rank += self._completing(without)
-            for source in self.space.candidates(number):
-                seen = self._seen(state[0], tensors[source])
-                if seen is None:
-                    continue
-                ladder = self._ladder(state, seen)
-                if source == choice[0]:
-                    rank += ladder[choice[1] - 1] if choice[1] else 0
-                    made, state = self._chosen(state, seen, choice[1])
-                    tensors.append(made)
-                    break
-                rank += ladder[-1]
-            if not self._completing(state):
-                break
-        if not self._completing(state):
+        rank, node, _ = self._followed(choices)
+        if not node.completing:
             broken = next((c for c in self.space.constraints if not c.holds(self.cell(choices))), None)
             raise DpcError.of("DPC055", f"the cell breaks `{broken}`")
         return rank
 
-    def _seen(self, decided: int, tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else self._tally.seen(decided, tensor)
+    def _followed(self, choices: Choices) -> tuple[int, _Node, list[Tensor | None]]:
+        """Where choices of the first slots lead: how many cells come before, the node, and what the slots wrote."""
+        node = self._start()
+        tensors: list[Tensor | None] = [self._tally.features()]
+        rank = 0
+        for number, choice in enumerate(choices, 1):
+            if choice is None:
+                tensors.append(None)
+                node = self._without(node)
+                continue
+            if self.space.slots[number - 1].optional:
+                rank += self._without(node).completing
+            for source in self.space.candidates(number):
+                step = self._step(node, tensors[source])
+                if source == choice[0]:
+                    assert step is not None, "the choices have been checked"
+                    rank += step.ladder[choice[1] - 1] if choice[1] else 0
+                    made, node = step.after[step.group_of[choice[1]]]
+                    tensors.append(made)
+                    break
+                rank += step.ladder[-1] if step else 0
+        return rank, node, tensors
 
-    def _completing(self, state: _State) -> int:
-        number, structure, sums = state
-        return self._completions[number].get(structure, {}).get(sums, 0)
+    # Nodes
 
-    def _left_out(self, state: _State) -> _State:
-        number, structure, sums = state
-        after = self._tally.left_out(number + 1, structure)
-        return self._settled(number + 1, after, sums)
+    def _start(self) -> _Node:
+        if self._kept > _MOST_KEPT:
+            self._nodes, self._kept = {}, 0
+        return self._node(0, self._tally.start, self._tally.start_sums)
 
-    def _settled(self, number: int, structure: Structure, sums: Sums) -> _State:
-        least = self._tally.settle(number, structure, sums)
-        return number, structure, -1 if least is None else least  # no partial cell has these sums
+    def _node(self, decided: int, structure: Structure, sums: Sums) -> _Node:
+        least = self._tally.settle(decided, structure, sums)
+        key = decided, structure, -1 if least is None else least  # -1: the constraints are lost
+        node = self._nodes.get(key)
+        if node is None:
+            completing = self._completions[decided].get(structure, {}).get(key[2], 0)
+            node = self._nodes[key] = _Node(*key, completing)
+        return node
 
-    def _chosen(self, state: _State, source: Tensor, operator: int) -> tuple[Tensor, _State]:
-        number, structure, sums = state
-        option = self._tally.option(number + 1, structure, source)
-        added, after, _ = option.groups[option.group_of[operator]]
-        made = option.makes[option.group_of[operator]]
-        return made, self._settled(number + 1, after, sums + added)
+    def _without(self, node: _Node) -> _Node:
+        if node.without is None:
+            after = self._tally.left_out(node.decided + 1, node.structure)
+            node.without = self._node(node.decided + 1, after, node.sums)
+        return node.without
 
-    def _ladder(self, state: _State, source: Tensor) -> list[int]:
-        """Running counts of the cells below each operator of the next slot, when it reads ``source``."""
-        key = state, source
-        ladder = self._ladders.get(key)
-        if ladder is None:
-            option: Option = self._tally.option(state[0] + 1, state[1], source)
-            fitting = [
-                self._completing(self._settled(state[0] + 1, after, state[2] + added))
-                for added, after, _ in option.groups
-            ]
-            ladder = list(accumulate(fitting[group] for group in option.group_of))
-            self._kept += len(ladder)
-            if self._kept > _MOST_KEPT:
-                self._ladders.clear()
-                self._kept = len(ladder)
-            self._ladders[key] = ladder
-        return ladder
+    def _step(self, node: _Node, source: Tensor | None) -> _Step | None:
+        """The next slot reading ``source``; None where it has been left out or cannot be read."""
+        if source is None:
+            return None
+        if source not in node.steps:
+            node.steps[source] = self._new_step(node, source)
+        return node.steps[source]
+
+    def _new_step(self, node: _Node, source: Tensor) -> _Step | None:
+        seen = self._tally.seen(node.decided, source)
+        if seen is None:
+            return None
+        option = self._tally.option(node.decided + 1, node.structure, seen)
+        nodes = [self._node(node.decided + 1, after, node.sums + added) for added, after, _ in option.groups]
+        ladder = list(accumulate(nodes[group].completing for group in option.group_of))
+        self._kept += len(ladder)
+        return _Step(ladder, option.group_of, list(zip(option.makes, nodes, strict=True)))

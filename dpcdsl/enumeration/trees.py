@@ -42,12 +42,32 @@ class _Tree(NamedTuple):
     rank: int
 
 
+#: The same without names, which are made faster.
+_PlainTree: TypeAlias = tuple[Channels, int, Weight, int]
+
+
 class _Split(NamedTuple):
     """The largest trees of a forest apart from the others: their number, their weight, the weight of the rest."""
 
     trees: int
     weight: Weight
     rest: Weight
+
+
+class _Splits(NamedTuple):
+    """All ways to take the largest trees from a forest."""
+
+    ways: list[_Split]
+    ladder: list[int]  # running counts of the forests
+    rests: list[int]  # how many forests the rest of each can be
+    place: dict[_Split, int]
+
+
+class _Roots(NamedTuple):
+    """All roots that a tree can have."""
+
+    ladder: list[int]  # running counts of the trees below each operator
+    below: list[tuple[Channels, Weight]]  # by operator: what the forest below it reads, and weighs
 
 
 _NOTHING = Weight(0, 0)
@@ -83,8 +103,8 @@ class Forests:
         self._forests: dict[tuple[Channels, int, int], Counts] = {}
         # Trees of equal channels and size, grouped by weight; and by group: multisets of j trees of it and those after.
         self._groups: dict[tuple[Channels, int], tuple[list[tuple[Weight, int]], list[list[Counts]]]] = {}
-        self._ladders: dict[tuple[Channels, int, Weight], list[int]] = {}
-        self._splits: dict[tuple[Channels, int, int, Weight], tuple[list[_Split], list[int], dict[_Split, int]]] = {}
+        self._roots: dict[tuple[Channels, int, Weight], _Roots] = {}
+        self._splits: dict[tuple[Channels, int, int, Weight], _Splits] = {}
         self._work = 0
         for size in range(1, most + 1):
             for read in self._does:
@@ -170,70 +190,63 @@ class Forests:
         operators: list[int] = []
         waiting = [(0, tree) for tree in self._forest(self._root, size, weight, rank)]
         while waiting:
-            source, tree = waiting.pop()
-            operator, after, rest, rank = self._root_of(tree)
+            source, (channels, nodes, weight, rank) = waiting.pop()
+            roots = self._rooted(channels, nodes, weight)
+            operator = bisect_right(roots.ladder, rank)
             inputs.append(source)
             operators.append(operator)
-            number = len(inputs)
-            if tree.size > 1:
-                waiting += [(number, child) for child in self._forest(after, tree.size - 1, rest, rank)]
+            if nodes > 1:
+                rank -= roots.ladder[operator - 1] if operator else 0
+                after, rest = roots.below[operator]
+                number = len(inputs)
+                waiting += [(number, child) for child in self._forest(after, nodes - 1, rest, rank)]
         return inputs, operators
 
-    def _ladder(self, channels: Channels, size: int, weight: Weight) -> list[int]:
-        """Running counts of the trees below each operator at the root."""
+    def _rooted(self, channels: Channels, size: int, weight: Weight) -> _Roots:
         key = channels, size, weight
-        ladder = self._ladders.get(key)
-        if ladder is None:
-            fitting = {
-                (added, after): self._of(after, size - 1, size - 1).get(self._shrunk(weight, added), 0)
-                for added, after in set(self._does[channels])
-            }
-            ladder = self._ladders[key] = list(accumulate(fitting[kind] for kind in self._does[channels]))
-        return ladder
+        roots = self._roots.get(key)
+        if roots is None:
+            below = [
+                (after, Weight(weight.sums - added, weight.height - self._deep))
+                for added, after in self._does[channels]
+            ]
+            fitting = {one: self._of(one[0], size - 1, size - 1).get(one[1], 0) for one in set(below)}
+            roots = self._roots[key] = _Roots(list(accumulate(fitting[one] for one in below)), below)
+        return roots
 
-    def _shrunk(self, weight: Weight, added: int) -> Weight:
-        return Weight(weight.sums - added, weight.height - self._deep)
-
-    def _root_of(self, tree: _Tree) -> tuple[int, Channels, Weight, int]:
-        ladder = self._ladder(tree.channels, tree.size, tree.weight)
-        operator = bisect_right(ladder, tree.rank)
-        added, after = self._does[tree.channels][operator]
-        return operator, after, self._shrunk(tree.weight, added), tree.rank - (ladder[operator - 1] if operator else 0)
-
-    def _forest(self, channels: Channels, size: int, weight: Weight, rank: int) -> list[_Tree]:
-        found: list[_Tree] = []
+    def _forest(self, channels: Channels, size: int, weight: Weight, rank: int) -> list[_PlainTree]:
+        found: list[_PlainTree] = []
         largest = size
         while size:
             largest = min(largest, size)
-            splits, ladder, _ = self._split(channels, size, largest, weight)
-            place = bisect_right(ladder, rank)
-            split = splits[place]
-            rank -= ladder[place - 1] if place else 0
-            size -= split.trees * largest
-            trees, rank = divmod(rank, self._of(channels, size, largest - 1)[split.rest])
-            if split.trees == 1:
-                found.append(_Tree(channels, largest, split.weight, trees))
-            elif split.trees:
-                found += self._multiset(channels, largest, split.trees, split.weight, trees)
-            weight, largest = split.rest, largest - 1
+            splits = self._split(channels, size, largest, weight)
+            place = bisect_right(splits.ladder, rank)
+            number, taken, weight = splits.ways[place]
+            if number:
+                rank -= splits.ladder[place - 1] if place else 0
+                size -= number * largest
+                trees, rank = divmod(rank, splits.rests[place])
+                if number == 1:
+                    found.append((channels, largest, taken, trees))
+                else:
+                    found += self._multiset(channels, largest, number, taken, trees)
+            largest -= 1
         return found
 
-    def _split(
-        self, channels: Channels, size: int, largest: int, weight: Weight
-    ) -> tuple[list[_Split], list[int], dict[_Split, int]]:
-        """The ways to take the largest trees from a forest, running counts, and the place of each way."""
+    def _split(self, channels: Channels, size: int, largest: int, weight: Weight) -> _Splits:
         key = channels, size, largest, weight
         known = self._splits.get(key)
         if known is None:
-            splits, counts = [], []
+            ways, counts, rests = [], [], []
             for number in range(size // largest + 1):
                 rest = self._of(channels, size - number * largest, largest - 1)
                 for taken, count in sorted(self._multisets(channels, largest, number).items()) if rest else ():
                     for other in self._rests(rest, weight, taken):
-                        splits.append(_Split(number, taken, other))
+                        ways.append(_Split(number, taken, other))
                         counts.append(count * rest[other])
-            known = splits, list(accumulate(counts)), {split: place for place, split in enumerate(splits)}
-            self._splits[key] = known
+                        rests.append(rest[other])
+            place = {split: place for place, split in enumerate(ways)}
+            known = self._splits[key] = _Splits(ways, list(accumulate(counts)), rests, place)
         return known
 
     def _rests(self, counts: Counts, weight: Weight, taken: Weight) -> Iterator[Weight]:
@@ -243,16 +256,18 @@ class Forests:
         if taken.height <= weight.height:
             yield from (Weight(sums, height) for height in heights if (sums, height) in counts)
 
-    def _multiset(self, channels: Channels, size: int, number: int, weight: Weight, rank: int) -> list[_Tree]:
-        found: list[_Tree] = []
+    def _multiset(self, channels: Channels, size: int, number: int, weight: Weight, rank: int) -> list[_PlainTree]:
         groups, tables = self._grouped(channels, size)
+        if len(groups) == 1:
+            return [(channels, size, groups[0][0], tree) for tree in _multiset_of(rank, number)]
+        found: list[_PlainTree] = []
         for place, (one, trees) in enumerate(groups):
             if not number:
                 break
             for taken, ways, rest, others in self._takes(one, trees, tables[place + 1], number, weight):
                 if rank < ways * others:
                     chosen, rank = divmod(rank, others)
-                    found += [_Tree(channels, size, one, tree) for tree in _multiset_of(chosen, taken)]
+                    found += [(channels, size, one, tree) for tree in _multiset_of(chosen, taken)]
                     number, weight = number - taken, rest
                     break
                 rank -= ways * others
@@ -279,7 +294,7 @@ class Forests:
             read, operator = channels[inputs[number - 1]], operators[number - 1]
             size, weight, rank = self._rank_forest(channels[number], children[number])
             tree_weight = self._grown(weight, self._does[read][operator][0])
-            ladder = self._ladder(read, size + 1, tree_weight)
+            ladder = self._rooted(read, size + 1, tree_weight).ladder
             below = ladder[operator - 1] if operator else 0
             children[inputs[number - 1]].append(_Tree(read, size + 1, tree_weight, below + rank))
         return self._rank_forest(self._root, children[0])
@@ -301,9 +316,9 @@ class Forests:
         return size, weight, rank
 
     def _before(self, channels: Channels, size: int, largest: int, weight: Weight, split: _Split) -> int:
-        _, ladder, places = self._split(channels, size, largest, weight)
-        place = places[split]
-        return ladder[place - 1] if place else 0
+        splits = self._split(channels, size, largest, weight)
+        place = splits.place[split]
+        return splits.ladder[place - 1] if place else 0
 
     def _rank_multiset(self, channels: Channels, size: int, weight: Weight, mine: list[_Tree]) -> int:
         rank, number = 0, len(mine)

@@ -107,7 +107,7 @@ def resolve_condition(source: Source, node: tree.ConditionNode, scope: Scope) ->
 def resolve_measure(source: Source, node: tree.MeasureNode, scope: Scope) -> constraints.Measure:
     c = Context(source, scope)
     measure = None
-    with c.reading():
+    with c.reading(), suppress(Skip):  # what is skipped has been told
         measure = read_measure(c, node, {})
     assert measure is not None
     return measure
