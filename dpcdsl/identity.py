@@ -55,12 +55,18 @@ def _signature(operator: Operator, filters: int) -> str:
 
 def _spelled(layer: Layer) -> str:
     # Fields at their defaults are left out, so that a layer can grow a new one without changing any fingerprint.
-    values = [f"{f.name}={getattr(layer, f.name)!r}" for f in fields(layer) if getattr(layer, f.name) != _default(f)]
-    return f"{type(layer).__name__}({', '.join(values)})"
-
-
-def _default(field: object) -> object:
-    return getattr(field, "default", MISSING)
+    defaults = {field.name: field.default for field in fields(layer)}
+    names = [*defaults, *(name for name in getattr(layer, "__dict__", ()) if name not in defaults)]
+    values = {name: getattr(layer, name) for name in names}
+    told = [f"{name}={value!r}" for name, value in values.items() if value != defaults.get(name, MISSING)]
+    text = f"{type(layer).__name__}({', '.join(told)})"
+    if re.search(r" at 0x[0-9a-fA-F]+>", text):
+        raise DpcError.of(
+            "DPC065",
+            f"{type(layer).__name__} holds a value that is written as an address: {shown(text)}",
+            hint="give a layer numbers, text and tuples, so that it is told from others by what it holds",
+        )
+    return text
 
 
 def cell_id(cell: Cell, space: Space, name: str = "") -> CellId:

@@ -7,7 +7,7 @@ is the space with a constraint more, so that whatever can be asked of a space ca
 from __future__ import annotations
 
 from dpcdsl.cell import Cell
-from dpcdsl.constraints import Comparison, Distance
+from dpcdsl.constraints import LARGEST_BOUND, Comparison, Distance
 from dpcdsl.enumeration import Enumerator, Seed, enumerator
 from dpcdsl.errors import DpcError, shown
 from dpcdsl.interchange import paper_space
@@ -19,6 +19,8 @@ __all__ = ["crossover", "mutate", "neighbours"]
 def neighbours(cell: Cell, space: Space | None = None, radius: int = 1) -> Enumerator:
     """The cells of ``space`` at distance 1 to ``radius`` from ``cell``: count, sample, rank or go through them.
 
+    They are genomes: a cell that optional branches give in several ways is there as often.
+
     space: default the paper's with as many branches as the cell, which need not lie in it itself.
     Raises :class:`DpcError` (DPC062) if ``radius`` is not a whole number from 1 up.
 
@@ -29,7 +31,8 @@ def neighbours(cell: Cell, space: Space | None = None, radius: int = 1) -> Enume
 
 
 def mutate(cell: Cell, space: Space | None = None, seed: Seed = None, *, distance: int = 1) -> Cell:
-    """A cell drawn uniformly from those of ``space`` at exactly this distance from ``cell``.
+    """A cell drawn uniformly from those of ``space`` at exactly this distance from ``cell``, genomes as for
+    :func:`neighbours`.
 
     Raises :class:`DpcError`: DPC074 if there is none, DPC062 if ``distance`` is not a whole number from 1 up.
     """
@@ -39,7 +42,7 @@ def mutate(cell: Cell, space: Space | None = None, seed: Seed = None, *, distanc
 
 def crossover(a: Cell, b: Cell, space: Space | None = None, seed: Seed = None) -> Cell:
     """A cell of ``space`` each of whose inputs and operators is that of ``a`` or of ``b``, drawn uniformly from all
-    such cells; the parents are among them.
+    such cells; the parents are among them. Drawn are genomes, as for :func:`neighbours`.
 
     space: default the paper's with as many branches as ``a``. An optional branch that only one parent has may be left
     out. Raises :class:`DpcError` (DPC055) if a parent is not in the space.
@@ -71,4 +74,4 @@ def _around(cell: Cell, space: Space | None, least: int, most: int) -> Space:
 def _checked(value: object, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise DpcError.of("DPC062", f"{name} must be a whole number from 1 up, not {shown(value)}")
-    return value
+    return min(value, LARGEST_BOUND)

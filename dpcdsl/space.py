@@ -159,8 +159,8 @@ class Space(Value):
     def embed(self, cell: Cell) -> tuple[tuple[int, int] | None, ...] | None:
         """How ``cell`` lies in the slots: (input, operator number) a slot, None for a slot left out.
 
-        The first way in order of the slots, where optional branches allow several; None if there is none or a
-        constraint does not hold.
+        Where optional branches allow several ways, the one that leaves out what it can as early as it can, which has
+        the lowest rank; None if there is none or a constraint does not hold.
         """
         if cell.filters != self.filters or not all(c.holds(cell) for c in self.constraints):
             return None
@@ -197,14 +197,14 @@ class Space(Value):
                     continue
                 failed.add((len(chosen), branch_number, open_to))
             slot = self.slots[number - 1]
-            if slot.optional:
-                stack.append(((*chosen, None), tensors))
             if missing:
                 branch = cell.branches[branch_number]
                 operator = slot.operators.index.get(branch.operator)
                 source = tensors[branch.input]
                 if operator is not None and (slot.inputs is None or source in slot.inputs):
                     stack.append(((*chosen, (source, operator)), (*tensors, number)))
+            if slot.optional:
+                stack.append(((*chosen, None), tensors))  # tried first
         return None
 
     @cached_property

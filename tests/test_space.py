@@ -118,10 +118,10 @@ def test_membership_of_random_spaces_against_brute_force(space: Space, data: st.
         choices = space.embed(cell)
         assert choices is not None
         assert space.decode(choices) == cell
-        # Of all ways in which the cell lies in the space, the one that takes the earlier slots.
+        # Of all ways in which the cell lies in the space, the one that leaves out the earlier slots.
         ways = [
             taken
-            for taken in product((True, False), repeat=len(space.slots))
+            for taken in product((False, True), repeat=len(space.slots))
             if sum(taken) == len(cell) and _lies_in(cell, space, taken)
         ]
         assert [choice is not None for choice in choices] == list(ways[0])

@@ -55,7 +55,8 @@ def enumerator(
 ) -> Enumerator:
     """The cells of ``space`` in a fixed order.
 
-    up_to: ``"genome"``: every choice counts, and ranks grow in the lexicographic order of the vectors.
+    up_to: ``"genome"``: every choice counts, and ranks grow in the lexicographic order of the vectors. A cell that
+        optional branches give in several ways is there as often; its rank is the lowest.
         ``"isomorphism"``: one cell for all that differ in the order of their branches alone.
         ``"function"``: operators that are the same function of any input at map size ``at`` count as one as well
         (:mod:`dpcdsl.merging`). A class belongs to the space if one of its cells does.
@@ -117,4 +118,6 @@ def distribution(space: Space, *measures: Measure) -> dict[tuple[int, ...], int]
     The keys have a number for each measure and are in rising order. Raises :class:`DpcError` (DPC070) where that takes
     more than :data:`MAX_STATES` states.
     """
-    return Tally(space, measures).distribution()
+    tally = Tally(space, measures)
+    places = [tally.kept.index(measure) for measure in measures]
+    return {tuple(values[place] for place in places): number for values, number in tally.distribution().items()}

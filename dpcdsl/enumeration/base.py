@@ -72,7 +72,8 @@ class Enumerator(ABC):
     def ranks(self, vectors: npt.ArrayLike) -> Ranks:
         """The ranks of an array of vectors [cells, 2 x slots], the inverse of :meth:`vectors`.
 
-        Raises :class:`DpcError`: DPC054 if a row is not a vector of the space, DPC055 if a constraint leaves it out.
+        Raises :class:`DpcError`: DPC054 if a row is not a vector of the space, DPC055 if a constraint leaves it out,
+        DPC074 if the space has no cells.
         """
         checked = self._checked_vectors(vectors)
         found = np.empty(len(checked), np.uint64 if fits_64_bits(self.count) else object)
@@ -135,12 +136,14 @@ class Enumerator(ABC):
         permuted: a seed; the order is then that of a sample without replacement, and ``start`` and ``stop`` are places
             in it. False for the order of the ranks.
 
-        Raises :class:`DpcError`: DPC071 if ``start`` is not a rank, DPC062 on a wrong shard.
+        Raises :class:`DpcError`: DPC071 if ``start`` or ``stop`` is no whole number from 0 up, or ``start`` is beyond
+        the count; DPC062 on a wrong shard.
         """
         index, shards = checked_shard(shard)
-        if start != self.count or start == 0:
-            start = self._checked(start) if self.count else 0
-        stop = self.count if stop is None else min(max(int(stop), 0), self.count)
+        stop = self.count if stop is None else min(self._whole(stop), self.count)
+        start = self._whole(start)
+        if start > self.count:
+            raise self._outside(start)
         places = range(start + index, stop, shards)
         if permuted is False:
             return iter(places)
@@ -203,11 +206,17 @@ class Enumerator(ABC):
         )
 
     def _checked(self, rank: object) -> int:
-        if isinstance(rank, bool) or not isinstance(rank, int | np.integer):
-            raise DpcError.of("DPC071", f"a rank is a whole number, not {shown(rank)}")
-        if not 0 <= rank < self.count:
-            raise self._outside(int(rank))
-        return int(rank)
+        number = self._whole(rank)
+        if number >= self.count:
+            raise self._outside(number)
+        return number
+
+    def _whole(self, number: object) -> int:
+        if isinstance(number, bool) or not isinstance(number, int | np.integer):
+            raise DpcError.of("DPC071", f"a rank is a whole number, not {shown(number)}")
+        if number < 0:
+            raise self._outside(int(number))
+        return int(number)
 
     def _outside(self, rank: int) -> DpcError:
         if not self.count:
@@ -220,11 +229,14 @@ class Enumerator(ABC):
 
     def _checked_array(self, ranks: npt.ArrayLike) -> Ranks:
         """Ranks as an array of the kind that :data:`Ranks` says, each of them in range."""
-        array = ranks if isinstance(ranks, np.ndarray) else np.array(_listed(ranks), dtype=object)
+        try:
+            array = ranks if isinstance(ranks, np.ndarray) else np.array(_listed(ranks), dtype=object)
+        except ValueError:  # lists of several lengths
+            array = np.empty((0, 0))
         if array.ndim != 1:
             raise DpcError.of("DPC071", f"ranks come in an array of one dimension, not {array.ndim}")
         if not len(array):
-            return np.empty(0, np.uint64)
+            return np.empty(0, np.uint64 if fits_64_bits(self.count) else object)
         if array.dtype.kind not in "iuO":
             raise DpcError.of("DPC071", f"ranks are whole numbers, not {array.dtype}", hint="floats lose digits")
         if array.dtype == object:
@@ -252,8 +264,9 @@ class Enumerator(ABC):
 def checked_shard(shard: tuple[int, int]) -> tuple[int, int]:
     """(index, shards), the index from 0; or a :class:`DpcError` (DPC062)."""
     match shard:
-        case (int(index), int(shards)) if 0 <= index < shards:
-            return index, shards
+        case (int() | np.integer() as index, int() | np.integer() as shards) if not isinstance(index, bool):
+            if 0 <= index < shards:
+                return int(index), int(shards)
     raise DpcError.of("DPC062", f"a shard is (index, shards) with the index from 0, not {shown(shard)}")
 
 
@@ -267,6 +280,8 @@ def _length(places: range) -> int:
 
 
 def _places(first: int, step: int, n: int, count: int) -> Ranks:
+    if n <= 1:  # the step may be longer than any space
+        step = 1
     if fits_64_bits(count):
         return np.uint64(first) + np.uint64(step) * np.arange(n, dtype=np.uint64)
     return np.array([first + step * i for i in range(n)], dtype=object)

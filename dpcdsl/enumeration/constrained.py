@@ -96,6 +96,8 @@ class ConstrainedEnumerator(Enumerator):
         """
         _, node, tensors = self._followed(prefix)
         found: dict[int | None, list[int]] = {}
+        if not node.completing:
+            return found
         if self.space.slots[len(prefix)].optional and self._without(node).completing:
             found[None] = []
         for source in self.space.candidates(len(prefix) + 1):
@@ -109,6 +111,8 @@ class ConstrainedEnumerator(Enumerator):
             raise self._empty()
         rank, node, _ = self._followed(choices)
         if not node.completing:
+            if not any(choices):
+                raise DpcError.of("DPC055", "a cell needs at least one branch")
             broken = next((c for c in self.space.constraints if not c.holds(self.cell(choices))), None)
             raise DpcError.of("DPC055", f"the cell breaks `{broken}`")
         return rank
@@ -119,6 +123,8 @@ class ConstrainedEnumerator(Enumerator):
         tensors: list[Tensor | None] = [self._tally.features()]
         rank = 0
         for number, choice in enumerate(choices, 1):
+            if not node.completing:  # lost, and its sums mean nothing
+                break
             if choice is None:
                 tensors.append(None)
                 node = self._without(node)
@@ -167,7 +173,7 @@ class ConstrainedEnumerator(Enumerator):
         return node.steps[source]
 
     def _new_step(self, node: _Node, source: Tensor) -> _Step | None:
-        seen = self._tally.seen(node.decided, source)
+        seen = self._tally.seen(node.decided, node.structure, source)
         if seen is None:
             return None
         option = self._tally.option(node.decided + 1, node.structure, seen)

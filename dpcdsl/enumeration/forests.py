@@ -64,7 +64,7 @@ class ForestEnumerator(Enumerator):
             (size, weight, count)
             for size in range(max(1, self._needed), len(slots) + 1)
             for weight, count in sorted(self._forests.counts(size).items())
-            if self._tally.finish(Structure((), weight.height, 0), weight.sums) is not None
+            if self._tally.finish(self._ended(weight), weight.sums) is not None
         ]
         self._running = list(accumulate(count for _, _, count in self._parts))
         self._place = {(size, weight): i for i, (size, weight, _) in enumerate(self._parts)}
@@ -74,7 +74,11 @@ class ForestEnumerator(Enumerator):
         return self._tally.consequences(self._operators, channels)
 
     def _lost(self, weight: Weight) -> bool:
-        return self._tally.settle(0, Structure((), weight.height, 0), weight.sums) is None
+        return self._tally.settle(0, self._ended(weight), weight.sums) is None
+
+    @staticmethod
+    def _ended(weight: Weight) -> Structure:
+        return Structure((), weight.height, 0, deepening=False)
 
     def choices(self, rank: int) -> Choices:
         place = bisect_right(self._running, rank)
@@ -94,15 +98,16 @@ class ForestEnumerator(Enumerator):
         return {}
 
     def _present(self, size: int) -> list[int]:
-        """The slots of a cell of ``size`` branches: optional ones are taken as early as there is need of them."""
+        """The slots of a cell of ``size`` branches in its lowest vector: optional ones are left out while they can."""
         found = self._slots.get(size)
         if found is None:
-            extra = size - self._needed
+            left_out = len(self.space.slots) - size
             found = []
             for number, slot in enumerate(self.space.slots, 1):
-                if not slot.optional or extra > 0:
+                if slot.optional and left_out:
+                    left_out -= 1
+                else:
                     found.append(number)
-                    extra -= slot.optional
             self._slots[size] = found
         return found
 
@@ -115,8 +120,9 @@ class ForestEnumerator(Enumerator):
                 inputs.append(number[choice[0]])
                 operators.append(self._stands_for[choice[1]])
                 number[slot] = len(inputs)
-        size, weight, rank = self._forests.rank(inputs, operators)
-        place = self._place.get((size, weight))
-        if place is None:
-            raise DpcError.of("DPC055", "the cell breaks a constraint of the space")
+        try:
+            size, weight, rank = self._forests.rank(inputs, operators)
+            place = self._place[size, weight]
+        except KeyError:  # weights that the constraints rule out have no trees, no forests and no place
+            raise DpcError.of("DPC055", "the cell breaks a constraint of the space") from None
         return rank + (self._running[place - 1] if place else 0)

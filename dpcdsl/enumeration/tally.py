@@ -9,9 +9,11 @@ constraints still leave open (:class:`~dpcdsl.enumeration.verdict.Breaks`). So t
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
+from math import prod
 from typing import NamedTuple, TypeAlias
 
 from dpcdsl.constraints import Branches, Comparison, Depth, Distance, MAdds, Measure, Params, Uses
@@ -24,8 +26,10 @@ from dpcdsl.space import OperatorSet, Slot, Space
 
 __all__ = ["MAX_STATES", "Layer", "Option", "Structure", "Sums", "Tally", "Tensor", "too_large"]
 
-#: Most states the dynamic programme may pass through. No space of up to as many genomes needs more.
+#: Most states the dynamic programme may pass through, unless the space has no more genomes than this.
 MAX_STATES = 10**7
+#: What a new arrangement of tensors counts for among states: it takes that much longer.
+_STRUCTURE = 30
 #: Most different numbers of channels among the tensors of a space, where its costs are measured.
 _MAX_CHANNELS = 10_000
 
@@ -40,11 +44,12 @@ class Tensor(NamedTuple):
 
 
 class Structure(NamedTuple):
-    """What later branches find: tensors in order, and what has been built."""
+    """What later branches find: tensors in order and how many there are of each, and what has been built."""
 
-    tensors: tuple[Tensor, ...]
+    tensors: tuple[tuple[Tensor, int], ...]
     depth: int
     branches: int
+    deepening: bool  # whether depths still matter
 
 
 class Option(NamedTuple):
@@ -110,11 +115,30 @@ class Tally:
             found.append(found[-1] or slot.inputs is None)
         return found[::-1]
 
-    def seen(self, decided_slots: int, tensor: Tensor) -> Tensor | None:
-        """The tensor as slots after the first ``decided_slots`` see it, or None if none of them can read it."""
-        if tensor.slot in self._named_after[decided_slots]:
-            return tensor
-        return Tensor(-1, *tensor[1:]) if self._any_after[decided_slots] else None
+    @cached_property
+    def _compared_after(self) -> list[frozenset[int]]:
+        """By branches there are: the numbers that a later branch of some cell to compare with reads."""
+        most = max((len(target) for target in self._targets), default=0)
+        return [
+            frozenset(branch.input for target in self._targets for branch in target.branches[branches:])
+            for branches in range(most + 1)
+        ]
+
+    def seen(self, number: int, structure: Structure, tensor: Tensor) -> Tensor | None:
+        """The tensor as slots after the first ``number`` see it, or None if none of them can read it."""
+        return self._seen(number, structure.branches, structure.deepening, tensor)
+
+    def _seen(self, number: int, branches: int, deepening: bool, tensor: Tensor) -> Tensor | None:
+        slot, branch, channels, depth = tensor
+        if slot not in self._named_after[number]:
+            if not self._any_after[number]:
+                return None
+            slot = -1
+        if branch >= 0:
+            there = branches if self._optional else number
+            if there >= len(self._compared_after) or branch not in self._compared_after[there]:
+                branch = -1
+        return Tensor(slot, branch, channels, depth if deepening else 0)
 
     def features(self) -> Tensor:
         """F."""
@@ -137,8 +161,9 @@ class Tally:
 
     @cached_property
     def start(self) -> Structure:
-        first = self.seen(0, self.features())
-        return Structure((first,) if first else (), 0, 0)
+        deepening = self._has_depth and self._depth_matters(0, 0)
+        first = self._seen(0, 0, deepening, self.features())
+        return Structure(((first, 1),) if first else (), 0, 0, deepening)
 
     @cached_property
     def start_sums(self) -> Sums:
@@ -185,13 +210,22 @@ class Tally:
         return self._after(number, structure, None)
 
     def _after(self, number: int, structure: Structure, made: Tensor | None) -> Structure:
-        tensors = [self.seen(number, tensor) for tensor in (*structure.tensors, *([made] if made else []))]
         depth = max(structure.depth, made.depth) if made else structure.depth
+        deepening = structure.deepening and self._depth_matters(number, depth)
         if self._has_depth and Depth() not in self.kept:
             depth = self._breaks[Depth()].settle(depth, len(self.slots) - number)
         counted = self._optional and bool(self._targets)
         branches = structure.branches + (counted and made is not None)
-        return Structure(tuple(sorted(t for t in tensors if t is not None)), depth, branches)
+        tensors: dict[Tensor, int] = {}
+        for tensor, times in (*structure.tensors, *([(made, 1)] if made else [])):
+            seen = self._seen(number, branches, deepening, tensor)
+            if seen is not None:
+                tensors[seen] = tensors.get(seen, 0) + times
+        return Structure(tuple(sorted(tensors.items())), depth, branches, deepening)
+
+    def _depth_matters(self, number: int, depth: int) -> bool:
+        """Whether branches after ``number`` slots can still change what the depth says."""
+        return Depth() in self.kept or None in self._known_depth(number, depth)
 
     def _grouped_operators(
         self, operators: OperatorSet, channels: tuple[int, ...], branch: int
@@ -253,7 +287,7 @@ class Tally:
         found: Counter[tuple[int, Structure]] = Counter()
         if slot.optional:
             found[0, self.left_out(number, structure)] += 1
-        for tensor, times in Counter(structure.tensors).items():
+        for tensor, times in structure.tensors:
             if slot.inputs is None or tensor.slot in slot.inputs:
                 for added, after, operators in self.option(number, structure, tensor).groups:
                     found[added, after] += times * operators
@@ -364,6 +398,7 @@ class Tally:
         layer: Layer = {self.start: {first: 1}} if first is not None else {}
         yield layer
         self._states = 0
+        self._limit = MAX_STATES if self._genomes > MAX_STATES else sys.maxsize
         for number in range(1, len(self.slots) + 1):
             layer = self._advance(number, layer)
             yield layer
@@ -378,7 +413,7 @@ class Tally:
                 for sums, count in counts.items():
                     key = sums + added
                     target[key] = get(key, 0) + count * times
-                if len(target) + self._states > MAX_STATES:
+                if len(target) + _STRUCTURE * len(reached) + self._states > self._limit:
                     raise too_large(MAX_STATES)
         settled: Layer = {}
         for structure, counts in reached.items():
@@ -389,10 +424,18 @@ class Tally:
                     few[least] = few.get(least, 0) + count
             if few:
                 settled[structure] = few
-                self._states += len(few)
-        if self._states > MAX_STATES:
+                self._states += len(few) + _STRUCTURE
+        if self._states > self._limit:
             raise too_large(MAX_STATES)
         return settled
+
+    @cached_property
+    def _genomes(self) -> int:
+        """At least as many as there are without constraints."""
+        return prod(
+            len(self.space.candidates(number)) * len(slot.operators) + slot.optional
+            for number, slot in enumerate(self.slots, 1)
+        )
 
     def finished(self) -> Iterator[tuple[Structure, Sums, int]]:
         """Whole cells that fulfil the constraints: structure, finished sums, and how many there are."""

@@ -71,6 +71,8 @@ class _Roots(NamedTuple):
 
 
 _NOTHING = Weight(0, 0)
+#: Most different numbers of channels that the nodes of a forest read.
+_MAX_CHANNELS = 10_000
 
 
 class Forests:
@@ -93,12 +95,14 @@ class Forests:
     ):
         self._most, self._root, self._deep, self._lost = most, channels, deep, lost
         self._does: dict[Channels, list[tuple[int, Channels]]] = {}
-        waiting = [channels]
-        while waiting:
-            read = waiting.pop()
-            if read not in self._does:
-                self._does[read] = consequences(read)
-                waiting += {after for _, after in self._does[read]}
+        levels: dict[Channels, int] = {}  # fewest nodes above what reads them
+        waiting = {channels}
+        for level in range(most):
+            levels |= dict.fromkeys(waiting, level)
+            self._does |= {read: consequences(read) for read in waiting}
+            waiting = {after for read in waiting for _, after in self._does[read]} - self._does.keys()
+            if len(self._does) + len(waiting) > _MAX_CHANNELS:
+                raise too_large(_MAX_CHANNELS)
         self._trees: dict[tuple[Channels, int], Counts] = {}
         self._forests: dict[tuple[Channels, int, int], Counts] = {}
         # Trees of equal channels and size, grouped by weight; and by group: multisets of j trees of it and those after.
@@ -107,11 +111,10 @@ class Forests:
         self._splits: dict[tuple[Channels, int, int, Weight], _Splits] = {}
         self._work = 0
         for size in range(1, most + 1):
-            for read in self._does:
+            fitting = [read for read, level in levels.items() if level + size <= most]
+            for read in fitting:
                 self._trees[read, size] = self._count_trees(read, size)
-            for read in self._does:
-                if size == most and read != channels:
-                    continue  # no tree has so many nodes below its root
+            for read in fitting:
                 for largest in range(1, size + 1):
                     self._forests[read, size, largest] = self._count_forests(read, size, largest)
 
