@@ -39,8 +39,8 @@ from dpcdsl.syntax import (
 if TYPE_CHECKING:
     from dpcdsl.diagram import Diagram, draw, draw_receptive_field
     from dpcdsl.enumeration import Enumerator, count, distribution, enumerator
-    from dpcdsl.export import export
     from dpcdsl.neighbourhood import crossover, mutate, neighbours
+    from dpcdsl.tables import export
 
 __version__ = "0.1.0.dev0"
 
@@ -116,7 +116,7 @@ _LATER = {
     **dict.fromkeys(("Diagram", "draw", "draw_receptive_field"), "dpcdsl.diagram"),
     **dict.fromkeys(("Enumerator", "count", "distribution", "enumerator"), "dpcdsl.enumeration"),
     **dict.fromkeys(("crossover", "mutate", "neighbours"), "dpcdsl.neighbourhood"),
-    "export": "dpcdsl.export",
+    "export": "dpcdsl.tables",
 }
 
 

@@ -88,7 +88,7 @@ def _write(
 ) -> None:
     shown = tracked(ranks, total, "writing")
     if output is not None:
-        from dpcdsl.export import export
+        from dpcdsl.tables import export
 
         with progress():
             written = export(Path(output), cells, shown, features=features, size=size)

@@ -29,7 +29,7 @@ __all__ = ["MAX_STATES", "Layer", "Option", "Structure", "Sums", "Tally", "Tenso
 #: Most states the dynamic programme may pass through, unless the space has no more genomes than this.
 MAX_STATES = 10**7
 #: What a new arrangement of tensors counts for among states: it takes that much longer.
-_STRUCTURE = 30
+_STRUCTURE = 100
 #: Most different numbers of channels among the tensors of a space, where its costs are measured.
 _MAX_CHANNELS = 10_000
 

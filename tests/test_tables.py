@@ -14,7 +14,7 @@ import pytest
 import dpcdsl
 from dpcdsl import DpcError, cost, enumerator, export, parse_cell, read_space
 from dpcdsl.enumeration import Enumerator
-from dpcdsl.export import COLUMNS, SUFFIXES, rows
+from dpcdsl.tables import COLUMNS, SUFFIXES, rows
 
 STUDY = enumerator(read_space("aspp_subsets"))
 
@@ -22,7 +22,7 @@ STUDY = enumerator(read_space("aspp_subsets"))
 def read(path: Path) -> list[dict[str, Any]]:
     """The table as JSON lines would have it."""
     if path.suffix == ".parquet":
-        import pyarrow.parquet as parquet
+        from pyarrow import parquet
 
         found: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
         return found
