@@ -49,7 +49,8 @@ class ForestEnumerator(Enumerator):
         self._stands_for = [place[number] for number in stands_for]
         self._operators = OperatorSet(operators=tuple(everything.operators[number] for number in self._numbers))
         order = sorted(range(len(self._operators)), key=lambda i: operator_key(self._operators.operators[i]))
-        self._labels = [order.index(i) for i in range(len(order))]
+        place_in_order = {i: label for label, i in enumerate(order)}
+        self._labels = [place_in_order[i] for i in range(len(order))]
         slots = tuple(Slot(inputs=None, operators=self._operators, optional=slot.optional) for slot in space.slots)
         self._tally = Tally(Space(slots=slots, filters=space.filters, constraints=space.constraints))
         self._needed = sum(not slot.optional for slot in space.slots)

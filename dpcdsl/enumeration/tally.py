@@ -28,8 +28,11 @@ __all__ = ["MAX_STATES", "Layer", "Option", "Structure", "Sums", "Tally", "Tenso
 
 #: Most states the dynamic programme may pass through, unless the space has no more genomes than this.
 MAX_STATES = 10**7
+#: Steps from one state to the next that count for a state.
+_STEPS = 10
 #: What a new arrangement of tensors counts for among states: it takes that much longer.
 _STRUCTURE = 100
+_DEPTH = Depth()
 #: Most different numbers of channels among the tensors of a space, where its costs are measured.
 _MAX_CHANNELS = 10_000
 
@@ -83,7 +86,8 @@ class Tally:
         self.kept = tuple(dict.fromkeys(keep))
         found = list(dict.fromkeys((*self.kept, *measures(space.constraints))))
         self._summed: list[_Summed] = [m for m in found if not isinstance(m, Depth)]
-        self._has_depth = any(isinstance(m, Depth) for m in found)
+        self._has_depth = _DEPTH in found
+        self._tells_depth = _DEPTH in self.kept
         self._features = sorted({m.features for m in found if isinstance(m, Params | MAdds)})
         self._targets = [m.to for m in found if isinstance(m, Distance)]
         self._optional = any(slot.optional for slot in self.slots)
@@ -149,8 +153,8 @@ class Tally:
         depth = 0
         if self._has_depth:
             depth = source.depth + 1
-            if Depth() not in self.kept:
-                depth = min(depth, self._breaks[Depth()].last)
+            if not self._tells_depth:
+                depth = min(depth, self._breaks[_DEPTH].last)
         branch = self._branch(number, structure) if self._targets else -1
         return Tensor(number, branch, channels, depth)
 
@@ -212,8 +216,8 @@ class Tally:
     def _after(self, number: int, structure: Structure, made: Tensor | None) -> Structure:
         depth = max(structure.depth, made.depth) if made else structure.depth
         deepening = structure.deepening and self._depth_matters(number, depth)
-        if self._has_depth and Depth() not in self.kept:
-            depth = self._breaks[Depth()].settle(depth, len(self.slots) - number)
+        if self._has_depth and not self._tells_depth:
+            depth = self._breaks[_DEPTH].settle(depth, len(self.slots) - number)
         counted = self._optional and bool(self._targets)
         branches = structure.branches + (counted and made is not None)
         tensors: dict[Tensor, int] = {}
@@ -225,7 +229,7 @@ class Tally:
 
     def _depth_matters(self, number: int, depth: int) -> bool:
         """Whether branches after ``number`` slots can still change what the depth says."""
-        return Depth() in self.kept or None in self._known_depth(number, depth)
+        return self._tells_depth or None in self._known_depth(number, depth)
 
     def _grouped_operators(
         self, operators: OperatorSet, channels: tuple[int, ...], branch: int
@@ -369,12 +373,12 @@ class Tally:
     def _known_depth(self, number: int, depth: int) -> tuple[bool | None, ...]:
         key = number, depth
         if key not in self._depths:
-            self._depths[key] = self._breaks[Depth()].known(depth, max(0, len(self.slots) - number))
+            self._depths[key] = self._breaks[_DEPTH].known(depth, max(0, len(self.slots) - number))
         return self._depths[key]
 
     def _verdict(self, known: list[tuple[bool | None, ...]]) -> bool | None:
         truth: dict[Comparison, bool | None] = {}
-        for measure, values in zip([*self._summed, *([Depth()] if self._has_depth else [])], known, strict=True):
+        for measure, values in zip([*self._summed, *([_DEPTH] if self._has_depth else [])], known, strict=True):
             truth.update(zip(self._breaks[measure].comparisons, values, strict=True))
         verdicts = [decided(constraint, truth.__getitem__) for constraint in self.space.constraints]
         return False if False in verdicts else None if None in verdicts else True
@@ -397,7 +401,7 @@ class Tally:
         first = self.settle(0, self.start, self.start_sums)
         layer: Layer = {self.start: {first: 1}} if first is not None else {}
         yield layer
-        self._states = 0
+        self._states = self._steps = 0
         self._limit = MAX_STATES if self._genomes > MAX_STATES else sys.maxsize
         for number in range(1, len(self.slots) + 1):
             layer = self._advance(number, layer)
@@ -413,7 +417,9 @@ class Tally:
                 for sums, count in counts.items():
                     key = sums + added
                     target[key] = get(key, 0) + count * times
-                if len(target) + _STRUCTURE * len(reached) + self._states > self._limit:
+                self._steps += len(counts)
+                states = len(target) + _STRUCTURE * len(reached) + self._states
+                if max(states, self._steps // _STEPS) > self._limit:
                     raise too_large(MAX_STATES)
         settled: Layer = {}
         for structure, counts in reached.items():
