@@ -45,8 +45,7 @@ class Stream:
 
     def __init__(self, seed: Seed = None):
         if isinstance(seed, np.random.Generator):
-            with seed.bit_generator.lock:
-                words = np.asarray(seed.bit_generator.random_raw(8), dtype=np.uint64)
+            words = np.asarray(seed.bit_generator.random_raw(8), dtype=np.uint64)  # holds the generator's lock
             entropy: int | list[int] | None = [int(word) & 0xFFFFFFFF for word in words]  # MT19937 has 32 bits a word
         elif seed is None:
             entropy = None
