@@ -120,6 +120,10 @@ _LATER = {
 }
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})
+
+
 def __getattr__(name: str) -> Any:
     # Drawing needs Graphviz and counting NumPy: their modules are read when they are asked for.
     if name in _LATER:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from itertools import count as naturals
 from typing import Any
 
@@ -27,7 +28,7 @@ def explain_data(
 
     features: channels of F; size: (height, width) of the map.
     """
-    options = _options(conventions)
+    options = asdict(conventions or Conventions())
     price = cost(cell, features, size, **options)
     field = receptive_field(cell, size, **options)
     return {
@@ -68,20 +69,11 @@ def _merges(cell: Cell, size: Size, conventions: Conventions | None) -> list[tup
     return found
 
 
-def _options(conventions: Conventions | None) -> dict[str, Any]:
-    c = conventions or Conventions()
-    return {
-        "pooling": c.pooling,
-        "output_stride": c.output_stride,
-        "image_pooling_crop_size": c.image_pooling_crop_size,
-    }
-
-
 def explain(
     cell: Cell, *, name: str = "", features: int = 320, size: Size = (65, 129), conventions: Conventions | None = None
 ) -> str:
     """The page as text: the cell, its picture, its cost and what each branch sees."""
-    options = _options(conventions)
+    options = asdict(conventions or Conventions())
     price = cost(cell, features, size, **options)
     field = receptive_field(cell, size, **options)
     rows = [["branch", "reads", "operator", "params", "MAdds", "sees (HxW)", "of the map"]]

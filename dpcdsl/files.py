@@ -67,23 +67,29 @@ def writing(path: Path) -> Iterator[BinaryIO]:
         part = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}.part")
         # The usual permissions of a new file, as the process's umask has them.
         handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            if mode is not None:
-                part.chmod(mode)
-            part.replace(target)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
-    except (OSError, ValueError) as error:
-        raise DpcError.of(
-            "DPC060",
-            f"{path} cannot be written: {_reason(error)}",
-            hint="check that the folder exists and may be written to",
-        ) from None
+    except (OSError, ValueError) as error:  # a path with a null character is a ValueError
+        raise _unwritable(path, error) from None
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        if mode is not None:
+            part.chmod(mode)
+        part.replace(target)
+    except BaseException as error:
+        part.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise _unwritable(path, error) from None
+        raise
+
+
+def _unwritable(path: Path, error: OSError | ValueError) -> DpcError:
+    return DpcError.of(
+        "DPC060",
+        f"{path} cannot be written: {_reason(error)}",
+        hint="check that the folder exists and may be written to",
+    )
 
 
 def _reason(error: OSError | ValueError) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dpcdsl.cell import Cell
 from dpcdsl.constraints import LARGEST_BOUND, Comparison, Distance
-from dpcdsl.enumeration import Enumerator, Seed, enumerator
+from dpcdsl.enumeration import Enumerator, Seed, checked_cell, checked_space, enumerator_of
 from dpcdsl.errors import DpcError, shown
 from dpcdsl.interchange import paper_space
 from dpcdsl.space import OperatorSet, Slot, Space
@@ -27,7 +27,7 @@ def neighbours(cell: Cell, space: Space | None = None, radius: int = 1) -> Enume
     >>> neighbours(Cell.of((0, paper_space().slots[0].operators.operators[0])), radius=1).count
     80
     """
-    return enumerator(_around(cell, space, 1, _checked(radius, "radius")))
+    return enumerator_of(_around(cell, space, 1, _checked(radius, "radius")))
 
 
 def mutate(cell: Cell, space: Space | None = None, seed: Seed = None, *, distance: int = 1) -> Cell:
@@ -37,7 +37,14 @@ def mutate(cell: Cell, space: Space | None = None, seed: Seed = None, *, distanc
     Raises :class:`DpcError`: DPC074 if there is none, DPC062 if ``distance`` is not a whole number from 1 up.
     """
     distance = _checked(distance, "distance")
-    return enumerator(_around(cell, space, distance, distance)).sample(1, seed)[0]
+    found = enumerator_of(_around(cell, space, distance, distance))
+    if not found.count:
+        raise DpcError.of(
+            "DPC074",
+            f"no cell of the space is at distance {shown(distance)} from this one",
+            hint="ask for a smaller distance, or for another space",
+        )
+    return found.sample(1, seed)[0]
 
 
 def crossover(a: Cell, b: Cell, space: Space | None = None, seed: Seed = None) -> Cell:
@@ -47,10 +54,16 @@ def crossover(a: Cell, b: Cell, space: Space | None = None, seed: Seed = None) -
     space: default the paper's with as many branches as ``a``. An optional branch that only one parent has may be left
     out. Raises :class:`DpcError` (DPC055) if a parent is not in the space.
     """
-    space = paper_space(len(a)) if space is None else space
+    space = paper_space(len(checked_cell(a))) if space is None else checked_space(space)
+    ways = []
+    for name, parent in (("first", a), ("second", b)):
+        try:
+            ways.append(space.placed(checked_cell(parent)))
+        except DpcError as error:
+            raise error.within(f"the {name} parent") from None
     number = {0: 0}  # of each slot that a child may fill
     slots = []
-    for place, (slot, *parents) in enumerate(zip(space.slots, space.placed(a), space.placed(b), strict=True), 1):
+    for place, (slot, *parents) in enumerate(zip(space.slots, *ways, strict=True), 1):
         taken = [choice for choice in parents if choice is not None]
         if taken:
             inputs = tuple(sorted({number[source] for source, _ in taken}))
@@ -59,12 +72,12 @@ def crossover(a: Cell, b: Cell, space: Space | None = None, seed: Seed = None) -
             number[place] = len(slots)
     # Not validated: a branch may be left with no input there, and then that is no child.
     children = Space.model_construct(slots=tuple(slots), filters=space.filters, constraints=space.constraints)
-    return enumerator(children).sample(1, seed)[0]
+    return enumerator_of(children).sample(1, seed)[0]
 
 
 def _around(cell: Cell, space: Space | None, least: int, most: int) -> Space:
-    space = paper_space(len(cell)) if space is None else space
-    distance = Distance(to=cell)
+    distance = Distance(to=checked_cell(cell))
+    space = paper_space(len(cell)) if space is None else checked_space(space)
     return space.where(
         Comparison(measure=distance, relation=">=", bound=least),
         Comparison(measure=distance, relation="<=", bound=most),
@@ -72,6 +85,7 @@ def _around(cell: Cell, space: Space | None, least: int, most: int) -> Space:
 
 
 def _checked(value: object, name: str) -> int:
+    value = getattr(value, "item", lambda: value)()  # a number of NumPy's
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise DpcError.of("DPC062", f"{name} must be a whole number from 1 up, not {shown(value)}")
     return min(value, LARGEST_BOUND)

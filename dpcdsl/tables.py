@@ -7,18 +7,16 @@ import io
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 from dpcdsl.cost import TABLE_1_FEATURES, TABLE_1_SIZE, cost
 from dpcdsl.enumeration import Enumerator, fits_64_bits
 from dpcdsl.errors import DpcError
 from dpcdsl.files import writing
 from dpcdsl.layers import Conventions, Size
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["COLUMNS", "SUFFIXES", "export", "rows"]
 
@@ -53,18 +51,11 @@ def rows(
 
     features: channels of F; size: (height, width) of the map. Costs are those of :func:`dpcdsl.cost`.
     """
-    c = conventions or Conventions()
-    for rank in ranks:
+    for given in ranks:
+        rank = cells.checked(given)
         choices = cells.choices(rank)
         cell = cells.cell(choices)
-        price = cost(
-            cell,
-            features,
-            size,
-            pooling=c.pooling,
-            output_stride=c.output_stride,
-            image_pooling_crop_size=c.image_pooling_crop_size,
-        )
+        price = cost(cell, features, size, **asdict(conventions or Conventions()))
         yield {
             "rank": rank,
             "cell": str(cell),
@@ -77,19 +68,20 @@ def rows(
         }
 
 
-def export(path: Path, cells: Enumerator, ranks: Iterable[int], **options: Any) -> int:
+def export(path: str | Path, cells: Enumerator, ranks: Iterable[int], **options: Any) -> int:
     """Write the cells of these ranks to ``path``, whose ending says how; returns how many. See :func:`rows`.
 
     The file appears when it is whole. Raises :class:`DpcError` (DPC060) if it cannot be written, or for another ending.
     """
-    writer = _WRITERS.get(path.suffix)
+    path = Path(path)
+    writer = _WRITERS.get(path.suffix.lower())
     if writer is None:
         raise DpcError.of(
             "DPC060",
             f"{path} cannot be written: its ending does not say how",
             hint=f"use one of {', '.join(SUFFIXES)}",
         )
-    if path.suffix == ".parquet":
+    if writer is _parquet:
         _arrow()
     written = 0
     with writing(path) as file, writer(file, fits_64_bits(cells.count)) as write:

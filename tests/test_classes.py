@@ -31,6 +31,7 @@ from dpcdsl import (
     Slot,
     Space,
     parse,
+    parse_cell,
     read_cell,
     read_space,
 )
@@ -923,3 +924,13 @@ def test_a_cell_of_another_space_has_no_class() -> None:
         assert caught.value.codes == ("DPC055",)
         assert read_cell(text) not in classes
     assert read_cell("top1") in classes
+
+
+def test_a_class_belongs_to_a_space_if_one_of_its_cells_does() -> None:
+    """Where classes are found by going through genomes, any cell of a class has its rank."""
+    classes = enumerator(parse("space s { (F, conv1x1, _) (F, avgpool grid 1x1, _) }").space("s"), "isomorphism")
+    other = parse_cell("(F, avgpool grid 1x1, Y1) (F, conv1x1, Y2)")
+    assert classes.rank(other) == 0
+    assert other in classes
+    assert parse_cell("(F, avgpool grid 1x1, Y1) (Y1, conv1x1, Y2)") not in classes
+    assert parse_cell("(F, sepconv3x3 rate 1x1, Y1) (F, conv1x1, Y2)") not in classes

@@ -270,3 +270,43 @@ def test_shell_completion(dpc: Dpc) -> None:
         script = dpc("completion", "bash").out
         done = subprocess.run(["bash", "-c", script + "\ncomplete -p dpc"], capture_output=True, text=True, check=True)
         assert "dpc" in done.stdout
+
+
+def run(command: str) -> subprocess.CompletedProcess[str]:
+    """A line of a real shell, where `dpc` is this one."""
+    program = f"{sys.executable} -m dpcdsl.cli"
+    return subprocess.run(
+        ["sh", "-c", command.replace("dpc ", f"{program} ", 1)], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_is_told_in_a_word() -> None:
+    for command in ("dpc count dpc > /dev/full", "dpc enumerate dpc > /dev/full", "dpc rank top1 --json > /dev/full"):
+        done = run(command)
+        assert done.returncode == 1
+        assert done.stderr == "error: standard output cannot be written: no space left on device [DPC060]\n"
+
+
+def test_closed_streams() -> None:
+    done = run("dpc sample dpc -n 3 <&- >&- 2>&-")
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "")
+
+
+def test_what_never_ends_begins_at_once() -> None:
+    for command in (
+        "dpc sample dpc -n 1000000000000 | head -n 2",
+        "dpc sample 'dpc(B=30)' -n 2000000000 --without-replacement | head -n 2",
+        "dpc neighbours top1 --radius 10 --sample 100000000000 | head -n 2",
+        "dpc enumerate dpc | head -n 2",
+    ):
+        assert len(lines(run(command).stdout)) == 2
+    assert run("dpc enumerate dpc --json | head -c 30").stdout == '{"count": 418414128120, "cells"'[:30]
+
+
+def test_an_id_brings_its_own_space(dpc: Dpc) -> None:
+    told = dpc("enumerate", "aspp_subsets", "--start", "3", "--limit", "1", "--to", "id").out.rstrip("\n")
+    assert dpc("rank", told).out == "3\n"
+    assert dpc("neighbours", told, "--count").out == dpc("neighbours", told, "--space", "aspp_subsets", "--count").out
+    told = dpc("sample", "dpc\nwhere  depth <= 2", "--where", "depth >= 2", "--to", "id").out
+    assert dpc("convert", told, "--to", "line").code == 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from itertools import accumulate, pairwise, product
@@ -37,8 +38,9 @@ from dpcdsl.constraints import (
     Params,
     Uses,
 )
-from dpcdsl.enumeration import Enumerator, count, distribution, enumerator, reporting, tally
+from dpcdsl.enumeration import Enumerator, count, distribution, enumerator, enumerator_of, reporting, tally
 from dpcdsl.layers import Convolution, Layer
+from dpcdsl.neighbourhood import crossover, mutate, neighbours
 from dpcdsl.operators import Integer, OperatorKind, register_operator
 
 RELATIONS = {"<=": le, "<": lt, ">=": ge, ">": gt, "==": eq, "!=": ne}
@@ -934,7 +936,7 @@ def test_an_empty_space(text: str) -> None:
     space = space_of(text)
     found = enumerator(space)
     assert found.count == count(space) == 0
-    assert list(found) == list(found.cells()) == list(found.walk()) == list(found.walk(permuted=1)) == []
+    assert list(found) == list(found.cells()) == list(found.walk()) == list(found.walk(shuffle=1)) == []
     assert distribution(space, Depth()) == {}
     assert found.sample(0, 1) == []
     assert found.sample(0, 1, replacement=False) == []
@@ -1015,8 +1017,8 @@ def test_odd_questions() -> None:
     study, paper = enumerator(read_space("aspp_subsets")), enumerator(dpc(12))
     with pytest.raises(DpcError, match="at least one branch"):
         study.ranks([[-1] * 10])
-    assert len(study.sample_ranks(1, 1, False, (0, 2**65))) == 1
-    assert len(list(study.walk(shard=(0, 2**65), permuted=3))) == 1
+    assert len(study.sample_ranks(1, 1, replacement=False, shard=(0, 2**65))) == 1
+    assert len(list(study.walk(shard=(0, 2**65), shuffle=3))) == 1
     assert list(study.walk(shard=(np.int64(1), np.int64(16)))) == [1, 17]
     twice = distribution(study.space, Branches(), Depth(), Branches())
     assert twice == {(n, 1, n): comb(5, n) for n in range(1, 6)}
@@ -1036,3 +1038,42 @@ def test_odd_questions() -> None:
 def test_many_measures_of_one_cell_are_answered_or_refused_soon() -> None:
     condition = "distance(top1) >= 12 and uses(avgpool) < 4 and not depth == 5"
     assert count(dpc(9, condition)) < count(dpc(9))
+
+
+def test_many_threads_ask_one_enumerator() -> None:
+    space = dpc(5, "madds(F=320, at=65x129) <= 3G")
+    wanted = enumerator(space).sample_ranks(40, 1).tolist()
+    for _ in range(3):
+        found = enumerator_of(space)
+        with ThreadPoolExecutor(8) as pool:
+            counts = [pool.submit(getattr, found, "count") for _ in range(4)]
+            ranks = [pool.submit(lambda e, r: e.rank(e.unrank(r)), found, rank) for rank in wanted]
+            assert {future.result() for future in counts} == {enumerator(space).count}
+            assert [future.result() for future in ranks] == wanted
+
+
+def test_what_is_not_a_space_or_a_cell() -> None:
+    cells = enumerator(dpc(5))
+    for ask in (
+        lambda: count("dpc"),  # type: ignore[arg-type]
+        lambda: enumerator(read_cell("top1")),  # type: ignore[arg-type]
+        lambda: cells.rank("top1"),  # type: ignore[arg-type]
+        lambda: neighbours(read_cell("top1"), "dpc"),  # type: ignore[arg-type]
+        lambda: mutate("top1", dpc(5)),  # type: ignore[arg-type]
+        lambda: crossover("top1", read_cell("top1")),  # type: ignore[arg-type]
+        lambda: distribution(dpc(5), "depth"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(DpcError, match="is wanted, not") as caught:
+            ask()
+        assert code_of(caught) == "DPC062"
+    assert "top1" not in cells
+
+
+def test_a_question_out_of_reach_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tally, "MAX_STATES", 1000)
+    cells = enumerator_of(dpc(12, "depth <= 6"))
+    cell = enumerator(dpc(12)).unrank(0)
+    assert cell in cells.space
+    with pytest.raises(DpcError) as caught:
+        assert cell in cells
+    assert code_of(caught) == "DPC070"

@@ -128,7 +128,7 @@ def test_permutations_never_change() -> None:
 def test_samples_never_change(name: str, space: Space) -> None:
     found = enumerator(space)
     for replacement in (True, False):
-        ranks = found.sample_ranks(5, 7, replacement)
+        ranks = found.sample_ranks(5, 7, replacement=replacement)
         assert ranks.tolist() == SAMPLES[name, replacement]
         assert ranks.dtype == (object if name == "twelve" else np.uint64)
         assert found.sample(5, 7, replacement=replacement) == [found.unrank(rank) for rank in ranks.tolist()]
@@ -179,12 +179,12 @@ def test_the_permutation_in_plain_numbers(count: int) -> None:
 @pytest.mark.parametrize("replacement", [True, False])
 def test_the_first_ones_do_not_depend_on_how_many(space: Space, replacement: bool) -> None:
     found = enumerator(space)
-    longest = found.sample_ranks(min(3000, found.count), 3, replacement).tolist()
+    longest = found.sample_ranks(min(3000, found.count), 3, replacement=replacement).tolist()
     for n in (0, 1, 2, 3, 17, 30, 1000):
         if n <= len(longest):
-            assert found.sample_ranks(n, 3, replacement).tolist() == longest[:n]
-            assert found.sample_ranks(np.int64(n), 3, replacement).tolist() == longest[:n]
-    assert found.sample_ranks(20, 4, replacement).tolist() != longest[:20]
+            assert found.sample_ranks(n, 3, replacement=replacement).tolist() == longest[:n]
+            assert found.sample_ranks(np.int64(n), 3, replacement=replacement).tolist() == longest[:n]
+    assert found.sample_ranks(20, 4, replacement=replacement).tolist() != longest[:20]
 
 
 # Seeds
@@ -197,18 +197,20 @@ def test_a_generator_is_a_seed_and_is_moved_on(bits: type[np.random.BitGenerator
     found = enumerator(PAPER)
     for replacement in (True, False):
         generator, same = (np.random.Generator(bits(3)) for _ in range(2))
-        first = found.sample_ranks(10, generator, replacement).tolist()
-        second = found.sample_ranks(10, generator, replacement).tolist()
+        first = found.sample_ranks(10, generator, replacement=replacement).tolist()
+        second = found.sample_ranks(10, generator, replacement=replacement).tolist()
         assert first != second
-        assert first == found.sample_ranks(10, same, replacement).tolist()
-        assert second == found.sample_ranks(10, same, replacement).tolist()
+        assert first == found.sample_ranks(10, same, replacement=replacement).tolist()
+        assert second == found.sample_ranks(10, same, replacement=replacement).tolist()
         assert generator.integers(2**62) == same.integers(2**62)
         again = np.random.Generator(bits(3))
         state = again.bit_generator.state
-        assert found.sample_ranks(20, again, replacement).tolist()[:10] == first  # one seed is taken, whatever n is
+        assert (
+            found.sample_ranks(20, again, replacement=replacement).tolist()[:10] == first
+        )  # one seed is taken, whatever n is
         again.bit_generator.state = state
-        assert found.sample_ranks(10, again, replacement).tolist() == first
-        assert found.sample_ranks(10, again, replacement).tolist() == second
+        assert found.sample_ranks(10, again, replacement=replacement).tolist() == first
+        assert found.sample_ranks(10, again, replacement=replacement).tolist() == second
 
 
 def test_seeds() -> None:
@@ -219,7 +221,7 @@ def test_seeds() -> None:
     assert Stream().words(4).tolist() != Stream(None).words(4).tolist()
     found = enumerator(PAPER)
     assert found.sample_ranks(4).tolist() != found.sample_ranks(4).tolist()
-    assert list(found.walk(0, 4, permuted=True)) != list(found.walk(0, 4, permuted=True))
+    assert list(found.walk(0, 4, shuffle=np.random.default_rng())) != list(found.walk(0, 4))
 
 
 WRONG_SEEDS = [-1, np.int64(-1), 1.0, "1", b"1", True, False, np.bool_(True), [1], (1,), np.array([1]), 1j]
@@ -309,18 +311,23 @@ def test_any_permutation_is_injective(count: int, seed: int, places: set[int]) -
 @pytest.mark.parametrize("space", [STUDY, FEW, MIDDLE], ids=["31", "few", "93750"])
 def test_all_cells_once(space: Space) -> None:
     found = enumerator(space)
-    ranks = found.sample_ranks(found.count, 2, False).tolist()
+    ranks = found.sample_ranks(found.count, 2, replacement=False).tolist()
     assert sorted(ranks) == list(range(found.count))
-    assert ranks == list(found.walk(permuted=2))
+    assert ranks == list(found.walk(shuffle=2))
     assert list(found.walk()) == list(range(found.count))
     for shards in (1, 2, 3, 7):
         parts = []
         for index in range(shards):
             size = len(range(index, found.count, shards))
-            part = found.sample_ranks(size, 2, False, (index, shards)).tolist()
-            assert part == ranks[index::shards] == list(found.walk(permuted=2, shard=(index, shards)))
+            part = found.sample_ranks(size, 2, replacement=False, shard=(index, shards)).tolist()
+            assert part == ranks[index::shards] == list(found.walk(shuffle=2, shard=(index, shards)))
             assert list(found.walk(shard=(index, shards))) == list(range(index, found.count, shards))
-            assert code_of(lambda n=size + 1, i=index, of=shards: found.sample_ranks(n, 2, False, (i, of))) == "DPC074"
+            assert (
+                code_of(
+                    lambda n=size + 1, i=index, of=shards: found.sample_ranks(n, 2, replacement=False, shard=(i, of))
+                )
+                == "DPC074"
+            )
             parts += part
         assert sorted(parts) == list(range(found.count))
 
@@ -332,25 +339,25 @@ def test_shards_of_a_large_space_are_parts_of_one_stream(space: Space) -> None:
     assert len(set(ranks)) == 2100
     for shards in (1, 2, 3, 7):
         for index in range(shards):
-            part = found.sample_ranks(2100 // shards, 8, False, (index, shards)).tolist()
+            part = found.sample_ranks(2100 // shards, 8, replacement=False, shard=(index, shards)).tolist()
             assert part == ranks[index::shards]
-            assert list(islice(found.walk(permuted=8, shard=(index, shards)), 50)) == part[:50]
-    assert list(found.walk(5, 4200, permuted=8))[:2095] == ranks[5:]  # more than a walk works out at once
+            assert list(islice(found.walk(shuffle=8, shard=(index, shards)), 50)) == part[:50]
+    assert list(found.walk(5, 4200, shuffle=8))[:2095] == ranks[5:]  # more than a walk works out at once
     last = found.count - 3
     assert list(found.walk(last)) == [last, last + 1, last + 2]
-    assert len(set(found.walk(last, permuted=8))) == 3
-    assert list(found.walk(permuted=8, start=last)) == Permutation(found.count, 8)([last, last + 1, last + 2]).tolist()
+    assert len(set(found.walk(last, shuffle=8))) == 3
+    assert list(found.walk(shuffle=8, start=last)) == Permutation(found.count, 8)([last, last + 1, last + 2]).tolist()
 
 
 @given(st.integers(0, 31), st.none() | st.integers(0, 40), st.integers(1, 9), st.data())
 def test_walks_are_slices(start: int, stop: int | None, shards: int, data: st.DataObject) -> None:
     found = enumerator(STUDY)
     index = data.draw(st.integers(0, shards - 1))
-    permuted = data.draw(st.just(False) | st.integers(0, 5))
-    order = list(range(31)) if permuted is False else Permutation(31, permuted)(range(31)).tolist()
+    permuted = data.draw(st.none() | st.integers(0, 5))
+    order = list(range(31)) if permuted is None else Permutation(31, permuted)(range(31)).tolist()
     wanted = order[start : 31 if stop is None else stop][index::shards]
-    assert list(found.walk(start, stop, shard=(index, shards), permuted=permuted)) == wanted
-    cells = list(found.cells(start, stop, shard=(index, shards), permuted=permuted))
+    assert list(found.walk(start, stop, shard=(index, shards), shuffle=permuted)) == wanted
+    cells = list(found.cells(start, stop, shard=(index, shards), shuffle=permuted))
     assert cells == [found.unrank(rank) for rank in wanted]
 
 
@@ -358,7 +365,7 @@ def test_walks_are_lazy() -> None:
     for space in (PAPER, TWELVE, space_of("= dpc(B=40)")):
         found = enumerator(space)
         assert list(islice(found, 2)) == [found.unrank(0), found.unrank(1)]
-        assert len(list(islice(found.cells(permuted=1), 3))) == 3
+        assert len(list(islice(found.cells(shuffle=1), 3))) == 3
         assert next(found.walk(found.count - 1)) == found.count - 1
         assert list(found.walk(found.count)) == []
 
@@ -445,7 +452,9 @@ def test_the_first_cell_of_many_seeds_is_uniform(space: Space, replacement: bool
     """Sees seeds whose streams begin alike, and a cell that comes 1.6 times as often as the others."""
     found = enumerator(space)
     for place in (0, 1):
-        drawn = Counter(int(found.sample_ranks(2, seed, replacement)[place]) for seed in range(60 * found.count))
+        drawn = Counter(
+            int(found.sample_ranks(2, seed, replacement=replacement)[place]) for seed in range(60 * found.count)
+        )
         assert looks_uniform([drawn[rank] for rank in range(found.count)])
 
 
@@ -469,14 +478,14 @@ def test_a_sample_is_uniform_over_the_ranks(space: Space, replacement: bool) -> 
             drawn = Counter(found.sample_ranks(100 * found.count, 5).tolist())
             assert looks_uniform([drawn[rank] for rank in range(found.count)])
         return
-    assert evenly(found.sample_ranks(20_000, 5, replacement), found.count, 30)
+    assert evenly(found.sample_ranks(20_000, 5, replacement=replacement), found.count, 30)
 
 
 @pytest.mark.parametrize("replacement", [True, False])
 def test_every_choice_of_every_slot_is_uniform(replacement: bool) -> None:
     """Sees an operator or an input that comes a quarter too often in any slot, and slots that are not independent."""
     found = enumerator(PAPER)
-    vectors = found.vectors(found.sample_ranks(40_000, 6, replacement))
+    vectors = found.vectors(found.sample_ranks(40_000, 6, replacement=replacement))
     for slot in range(5):
         inputs, numbers = vectors[:, 2 * slot], vectors[:, 2 * slot + 1]
         assert looks_uniform(np.bincount(numbers, minlength=81).tolist())
@@ -503,3 +512,25 @@ def test_neighbours_in_a_permutation_are_independent(count: int) -> None:
 
 def _side(count: int) -> int:
     return isqrt(count - 1) + 1
+
+
+@pytest.mark.parametrize("replacement", [True, False])
+def test_draws_are_the_sample_one_by_one(replacement: bool) -> None:
+    for space, n in ((PAPER, 9000), (TWELVE, 50), (STUDY, 31)):
+        found = enumerator(space)
+        wanted = found.sample_ranks(n, 5, replacement=replacement).tolist()
+        assert list(found.draws(n, 5, replacement=replacement)) == wanted
+    found = enumerator(PAPER)
+    assert len(list(islice(found.draws(10**18, 1), 3))) == 3  # lazily
+    assert list(found.draws(3, 1, replacement=False, shard=(1, 2))) == list(
+        islice(found.walk(shuffle=1, shard=(1, 2)), 3)
+    )
+    assert code_of(lambda: enumerator(STUDY).draws(32, 1, replacement=False)) == "DPC074"
+
+
+def test_places_outside_a_permutation() -> None:
+    for count in (10, 10**6, 10**22):
+        for places in ([-1], [count], [0.5], [True]):
+            assert code_of(lambda p=places, c=count: Permutation(c, 1)(p)) == "DPC071"
+    for count in (-1, 2.5, True):
+        assert code_of(lambda c=count: Permutation(c, 1)) == "DPC062"

@@ -63,6 +63,8 @@ for command in (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run ``dpc`` and exit: 0 for success, 1 for invalid input or a failed check, 2 for wrong usage."""
+    if sys.stdout is None or sys.stderr is None:  # closed by whoever started this
+        sys.exit(1)
     for stream, errors in ((sys.stdout, "surrogateescape"), (sys.stderr, "backslashreplace")):
         if isinstance(stream, io.TextIOWrapper):  # names of files need not be text, and a terminal need not be UTF-8
             stream.reconfigure(encoding="utf-8", errors=errors)
@@ -79,6 +81,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         click.echo("interrupted", err=True)
         sys.exit(130)
     except BrokenPipeError:  # the reader has gone, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence()
         sys.exit(141)
+    except OSError as error:
+        _silence()
+        reason = (error.strerror or str(error)).lower()
+        click.echo(f"error: standard output cannot be written: {reason} [DPC060]", err=True)
+        sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _silence() -> None:
+    """What is still to be written goes nowhere, so that closing it in the end fails no more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -80,7 +80,7 @@ SIZE = _Size()
 
 def names(_: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """What a shell can complete a cell or a space to."""
-    cells_only = param.name == "cell" and "SPACE" not in (param.metavar or "")
+    cells_only = param.name in ("cell", "a", "b") and "SPACE" not in (param.metavar or "")
     names = [
         CompletionItem(name, help=definition.noun)
         for name, definition in zoo().items()
@@ -157,7 +157,7 @@ def space_of(reference: str, where: Iterable[str] = ()) -> NamedSpace:
     found = find(reference, "space", read_stdin=read_stdin)
     space = Space.only(found.value) if isinstance(found.value, Cell) else found.value
     constraints = [parse_condition(text, found.scope, name="--where") for text in where]
-    name, _, condition = reference.partition(" where ")
+    name, condition, *_ = [*re.split(r"\s+where\s+", reference, maxsplit=1), ""]
     conditions = [f"({condition})" if " or " in condition else condition] if condition else []
     conditions += [
         f"({constraint})" if isinstance(constraint, AnyOf) else str(constraint) for constraint in constraints

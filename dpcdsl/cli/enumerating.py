@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,6 +18,7 @@ from dpcdsl.cli.common import (
     cell_of,
     form_option,
     json_option,
+    names,
     print_json,
     progress,
     space_argument,
@@ -25,6 +27,7 @@ from dpcdsl.cli.common import (
     where_option,
 )
 from dpcdsl.explain import spelled_histogram
+from dpcdsl.identity import CellId, fingerprint, is_id, read_id
 from dpcdsl.interchange import spell
 from dpcdsl.layers import Size
 from dpcdsl.space import Space
@@ -79,6 +82,7 @@ def _write(
     ranks: Iterable[int],
     total: int,
     *,
+    count: int,
     name: str,
     form: str,
     output: str | None,
@@ -102,9 +106,12 @@ def _write(
         return spell(cell, form, space=cells.space, space_name=name)
 
     with progress():
-        if as_json:
-            found = [{"rank": rank, "cell": as_value(spelled(cells.unrank(rank)), form)} for rank in shown]
-            print_json({"count": cells.count, "cells": found})
+        if as_json:  # one object, written as it comes: there may be no end of cells
+            click.echo(f'{{"count": {count}, "cells": [', nl=False)
+            for number, rank in enumerate(shown):
+                one = {"rank": rank, "cell": as_value(spelled(cells.unrank(rank)), form)}
+                click.echo((", " if number else "") + json.dumps(one, ensure_ascii=False), nl=False)
+            click.echo("]}")
             return
         for number, rank in enumerate(shown):
             click.echo("\n" * (form == "text" and number > 0) + spelled(cells.unrank(rank)))
@@ -144,8 +151,8 @@ def count_command(
         else:
             click.echo(f"{number:,}")
         return
-    if up_to != "genome":
-        raise click.UsageError("--histogram counts genomes; leave --up-to out")
+    if up_to != "genome" or at is not None:
+        raise click.UsageError("--histogram counts genomes; leave --up-to and --at out")
     measure = parse_measure(histogram, found.scope, name="--histogram")
     with progress():
         values = {key[0]: number for key, number in distribution(found.space, measure).items()}
@@ -184,8 +191,9 @@ def sample_command(
     found = space_of(space, where)
     with progress():
         cells = enumerator(found.space, up_to, at=at)
-        ranks = cells.sample_ranks(n, seed, not without_replacement and shard is None, shard or (0, 1))
-    _write(cells, ranks.tolist(), n, name=found.name, **how)
+        replacement = not without_replacement and shard is None
+        ranks = cells.draws(n, seed, replacement=replacement, shard=shard or (0, 1))
+    _write(cells, ranks, n, count=cells.count, name=found.name, **how)
 
 
 @click.command("enumerate")
@@ -217,22 +225,27 @@ def enumerate_command(
     found = space_of(space, where)
     with progress():
         cells = enumerator(found.space, up_to, at=at)
-    ranks = cells.walk(start, shard=shard, permuted=False if shuffle is None else shuffle)
+    ranks = cells.walk(start, shard=shard, shuffle=shuffle)
     left = max(0, -(-(cells.count - start - shard[0]) // shard[1]))
     total = left if limit is None else min(limit, left)
-    _write(cells, islice(ranks, limit) if limit is not None else ranks, total, name=found.name, **how)
+    _write(
+        cells, islice(ranks, limit) if limit is not None else ranks, total, count=cells.count, name=found.name, **how
+    )
 
 
-def _space_for(cell: Cell, space: str | None, where: tuple[str, ...]) -> tuple[str, Space]:
-    if space is not None:
-        found = space_of(space, where)
-        return found.name, found.space
-    name = "dpc" if len(cell) == 5 else f"dpc(B={len(cell)})"
-    return space_of(name, where).name, space_of(name, where).space
+def _space_for(reference: str, cell: Cell, space: str | None, where: tuple[str, ...]) -> tuple[str, Space]:
+    """The space that is named, else that of an ID, else the paper's."""
+    named = read_id(reference).space if is_id(reference) else ""
+    paper = "dpc" if len(cell) == 5 else f"dpc(B={len(cell)})"
+    found = space_of(space or named or paper, where)
+    return found.name, found.space
 
 
 space_option = click.option(
-    "--space", metavar="SPACE", help="The space; default the paper's with as many branches as the cell."
+    "--space",
+    metavar="SPACE",
+    shell_complete=names,
+    help="The space; default that of an ID, else the paper's with as many branches as the cell.",
 )
 
 
@@ -248,10 +261,9 @@ def rank_command(
 ) -> None:
     """The number of a cell in the order of its space, from 0."""
     from dpcdsl.enumeration import enumerator
-    from dpcdsl.identity import CellId, fingerprint
 
     _, value = cell_of(cell, space)
-    name, inside = _space_for(value, space, where)
+    name, inside = _space_for(cell, value, space, where)
     with progress():
         cells = enumerator(inside, up_to, at=at)
         rank = cells.rank(value)
@@ -311,10 +323,12 @@ def neighbours_command(
     from dpcdsl.neighbourhood import neighbours
 
     _, value = cell_of(cell, space)
-    name, inside = _space_for(value, space, where)
+    name, inside = _space_for(cell, value, space, where)
     with progress():
         near = neighbours(value, inside, radius)
         count = near.count
+    if only_count and n is not None:
+        raise click.UsageError("--count says how many there are, --sample draws some of them; give one of the two")
     if only_count:
         if as_json:
             print_json({"count": count})
@@ -322,5 +336,5 @@ def neighbours_command(
             click.echo(f"{count:,}")
         return
     whole = enumerator(inside)
-    found = near.cells() if n is None else iter(near.sample(n, seed))
-    _write(whole, map(whole.rank, found), count if n is None else n, name=name, as_json=as_json, **how)
+    found = map(near.unrank, near.walk() if n is None else near.draws(n, seed))
+    _write(whole, map(whole.rank, found), count if n is None else n, count=count, name=name, as_json=as_json, **how)

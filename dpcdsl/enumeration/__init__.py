@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Literal, TypeAlias, get_args
 
 from dpcdsl.constraints import Measure
-from dpcdsl.enumeration.base import Choice, Choices, Enumerator, Vectors
+from dpcdsl.enumeration.base import Choice, Choices, Enumerator, Vectors, checked_cell, checked_space
 from dpcdsl.enumeration.constrained import ConstrainedEnumerator
 from dpcdsl.enumeration.forests import ForestEnumerator, is_forest_space
 from dpcdsl.enumeration.listed import MAX_LISTED, ListedEnumerator
@@ -36,10 +36,13 @@ __all__ = [
     "Seed",
     "Stream",
     "UpTo",
+    "checked_cell",
+    "checked_space",
     "Vectors",
     "count",
     "distribution",
     "enumerator",
+    "enumerator_of",
     "fits_64_bits",
     "report",
     "reporting",
@@ -67,6 +70,7 @@ def enumerator(
     classes where every branch reads ``any``, all draw from one operator set and no constraint measures a distance, and
     for classes of every space of at most :data:`MAX_LISTED` genomes.
     """
+    checked_space(space)
     if up_to not in get_args(UpTo):
         choices = ", ".join(f'"{choice}"' for choice in get_args(UpTo))
         raise DpcError.of("DPC062", f"up_to must be one of {choices}, not {shown(up_to)}")
@@ -78,15 +82,20 @@ def enumerator(
         at = checked_size(at, "at")
     elif at is not None or conventions is not None:
         raise DpcError.of("DPC062", 'a map size goes with up_to="function"')
-    return _enumerator(space, up_to, at, conventions or Conventions())
+    return _enumerator(space, up_to, at, Conventions() if conventions is None else conventions)
+
+
+def enumerator_of(space: Space) -> Enumerator:
+    """The genomes of ``space``, made anew: for spaces that are asked about once."""
+    if space.constraints or any(slot.optional for slot in space.slots):
+        return ConstrainedEnumerator(space)
+    return ProductEnumerator(space)
 
 
 @lru_cache(maxsize=16)  # many questions about few spaces
 def _enumerator(space: Space, up_to: UpTo, at: Size | None, conventions: Conventions) -> Enumerator:
     if up_to == "genome":
-        if space.constraints or any(slot.optional for slot in space.slots):
-            return ConstrainedEnumerator(space)
-        return ProductEnumerator(space)
+        return enumerator_of(space)
     operators = list(dict.fromkeys(o for slot in space.slots for o in slot.operators.operators))
     if at is None:
         groups: Sequence[tuple[Operator, ...]] = [(operator,) for operator in operators]
@@ -118,6 +127,13 @@ def distribution(space: Space, *measures: Measure) -> dict[tuple[int, ...], int]
     The keys have a number for each measure and are in rising order. Raises :class:`DpcError` (DPC070) where that takes
     more than :data:`MAX_STATES` states.
     """
-    tally = Tally(space, measures)
+    for measure in measures:
+        if not isinstance(measure, get_args(get_args(Measure)[0])):
+            raise DpcError.of(
+                "DPC062",
+                f"a measure is wanted, not {shown(measure)}",
+                hint='read one with `dpcdsl.parse_measure("params(F=320)")`',
+            )
+    tally = Tally(checked_space(space), measures)
     places = [tally.kept.index(measure) for measure in measures]
     return {tuple(values[place] for place in places): number for values, number in tally.distribution().items()}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,7 +18,7 @@ from dpcdsl.enumeration.streams import Permutation, Ranks, Seed, Stream, fits_64
 from dpcdsl.errors import DpcError, shown
 from dpcdsl.space import Space
 
-__all__ = ["Choice", "Choices", "Enumerator", "Vectors", "checked_shard"]
+__all__ = ["Choice", "Choices", "Enumerator", "Vectors", "checked_cell", "checked_shard", "checked_space"]
 
 #: What a slot chose: (input by slot number, operator number), or None where it is left out.
 Choice: TypeAlias = tuple[int, int] | None
@@ -52,14 +53,14 @@ class Enumerator(ABC):
 
     def unrank(self, rank: int) -> Cell:
         """The cell with this rank. Raises :class:`DpcError` (DPC071) if it is not from 0 to ``count`` - 1."""
-        return self.cell(self.choices(self._checked(rank)))
+        return self.cell(self.choices(self.checked(rank)))
 
     def rank(self, cell: Cell) -> int:
         """The rank of ``cell``, the lowest where optional branches give it in several ways.
 
         Raises :class:`DpcError` (DPC055) if the space does not contain it.
         """
-        return self.rank_of(self.space.placed(cell))
+        return self.rank_of(self.space.placed(checked_cell(cell)))
 
     def vectors(self, ranks: npt.ArrayLike) -> Vectors:
         """The vectors of an array of ranks: [cells, 2 x slots]. Raises :class:`DpcError` (DPC071) on a wrong rank."""
@@ -91,10 +92,11 @@ class Enumerator(ABC):
         self, n: int, seed: Seed = None, *, replacement: bool = True, shard: tuple[int, int] = (0, 1)
     ) -> list[Cell]:
         """``n`` cells, each equally likely; see :meth:`sample_ranks`."""
-        return [self.cell(self.choices(rank)) for rank in self.sample_ranks(n, seed, replacement, shard).tolist()]
+        ranks = self.sample_ranks(n, seed, replacement=replacement, shard=shard)
+        return [self.cell(self.choices(rank)) for rank in ranks.tolist()]
 
     def sample_ranks(
-        self, n: int, seed: Seed = None, replacement: bool = True, shard: tuple[int, int] = (0, 1)
+        self, n: int, seed: Seed = None, *, replacement: bool = True, shard: tuple[int, int] = (0, 1)
     ) -> Ranks:
         """The ranks of ``n`` cells drawn uniformly. The first ones do not depend on ``n``.
 
@@ -104,37 +106,52 @@ class Enumerator(ABC):
 
         Raises :class:`DpcError`: DPC062 on a wrong setting, DPC074 if there are fewer cells than are asked for.
         """
+        n, (index, shards) = self._checked_sample(n, replacement, shard)
+        if replacement:
+            return Stream(seed).below(max(self.count, 1), n)
+        return Permutation(self.count, seed)(_places(index, shards, n, self.count))
+
+    def draws(
+        self, n: int, seed: Seed = None, *, replacement: bool = True, shard: tuple[int, int] = (0, 1)
+    ) -> Iterator[int]:
+        """The ranks of :meth:`sample_ranks` one by one, in constant memory."""
+        n, (index, shards) = self._checked_sample(n, replacement, shard)
+        if not replacement:
+            return self._shuffled(range(index, index + n * shards, shards), Permutation(self.count, seed))
+        stream, bound = Stream(seed), max(self.count, 1)
+        blocks = (stream.below(bound, min(_WALKED, n - first)).tolist() for first in range(0, n, _WALKED))
+        return chain.from_iterable(blocks)
+
+    def _checked_sample(self, n: int, replacement: bool, shard: tuple[int, int]) -> tuple[int, tuple[int, int]]:
         if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 0:
             raise DpcError.of("DPC062", f"the size of a sample is a whole number from 0 up, not {shown(n)}")
-        n, (index, shards) = int(n), checked_shard(shard)
-        if replacement:
-            if shards > 1:
-                raise DpcError.of(
-                    "DPC062",
-                    "shards are parts of a sample without replacement",
-                    hint="pass replacement=False, or give each machine a seed of its own",
-                )
-            if n and not self.count:
-                raise self._empty()
-            return Stream(seed).below(max(self.count, 1), n)
+        index, shards = checked_shard(shard)
+        if replacement and shards > 1:
+            raise DpcError.of(
+                "DPC062",
+                "shards are parts of a sample without replacement",
+                hint="pass replacement=False, or give each machine a seed of its own",
+            )
+        if n and not self.count:
+            raise self._empty()
         available = max(0, -(-(self.count - index) // shards))
-        if n > available:
+        if n > available and not replacement:
             where = f"shard {index} of {shards}" if shards > 1 else "the space"
             raise DpcError.of(
                 "DPC074",
-                f"{where} holds {available} cells, fewer than the {n} asked for",
+                f"{where} holds {available:,} cells, fewer than the {n:,} asked for",
                 hint="ask for fewer, or draw with replacement",
             )
-        return Permutation(self.count, seed)(_places(index, shards, n, self.count))
+        return int(n), (index, shards)
 
     def walk(
-        self, start: int = 0, stop: int | None = None, *, shard: tuple[int, int] = (0, 1), permuted: Seed | bool = False
+        self, start: int = 0, stop: int | None = None, *, shard: tuple[int, int] = (0, 1), shuffle: Seed = None
     ) -> Iterator[int]:
         """Ranks in order, lazily: those from ``start`` up to and without ``stop``; of these every ``shards``-th.
 
         shard: (index, shards); the parts are disjoint and together all.
-        permuted: a seed; the order is then that of a sample without replacement, and ``start`` and ``stop`` are places
-            in it. False for the order of the ranks.
+        shuffle: a seed; the order is then that of a sample without replacement, and ``start`` and ``stop`` are places
+            in it. None for the order of the ranks.
 
         Raises :class:`DpcError`: DPC071 if ``start`` or ``stop`` is no whole number from 0 up, or ``start`` is beyond
         the count; DPC062 on a wrong shard.
@@ -145,23 +162,19 @@ class Enumerator(ABC):
         if start > self.count:
             raise self._outside(start)
         places = range(start + index, stop, shards)
-        if permuted is False:
-            return iter(places)
-        permutation = Permutation(self.count, None if permuted is True else permuted)
-        size = self.count
+        return iter(places) if shuffle is None else self._shuffled(places, Permutation(self.count, shuffle))
 
-        def ranks() -> Iterator[int]:
-            for first in range(0, _length(places), _WALKED):
-                few = min(_WALKED, _length(places) - first)
-                yield from permutation(_places(places.start + first * shards, shards, few, size)).tolist()
-
-        return ranks()
+    def _shuffled(self, places: range, permutation: Permutation) -> Iterator[int]:
+        for first in range(0, _length(places), _WALKED):
+            few = min(_WALKED, _length(places) - first)
+            block = _places(places.start + first * places.step, places.step, few, self.count)
+            yield from permutation(block).tolist()
 
     def cells(
-        self, start: int = 0, stop: int | None = None, *, shard: tuple[int, int] = (0, 1), permuted: Seed | bool = False
+        self, start: int = 0, stop: int | None = None, *, shard: tuple[int, int] = (0, 1), shuffle: Seed = None
     ) -> Iterator[Cell]:
         """The cells in order, lazily; the arguments are those of :meth:`walk`."""
-        return map(self.unrank, self.walk(start, stop, shard=shard, permuted=permuted))
+        return map(self.unrank, self.walk(start, stop, shard=shard, shuffle=shuffle))
 
     def __iter__(self) -> Iterator[Cell]:
         return self.cells()
@@ -171,9 +184,14 @@ class Enumerator(ABC):
             return False
         try:
             self.rank(cell)
-        except DpcError:
-            return False
+        except DpcError as error:
+            if error.codes == ("DPC055",):
+                return False
+            raise  # the question is out of reach
         return True
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.space!r})"
 
     def cell(self, choices: Iterable[Choice]) -> Cell:
         """The cell of what each slot chooses; the choices are taken as they are."""
@@ -205,7 +223,8 @@ class Enumerator(ABC):
             "DPC074", "no cell of the space fulfils its constraints", hint="loosen a `where` or `require`"
         )
 
-    def _checked(self, rank: object) -> int:
+    def checked(self, rank: object) -> int:
+        """``rank`` as a whole number, or a :class:`DpcError` (DPC071) if it is not from 0 to ``count`` - 1."""
         number = self._whole(rank)
         if number >= self.count:
             raise self._outside(number)
@@ -241,9 +260,9 @@ class Enumerator(ABC):
             raise DpcError.of("DPC071", f"ranks are whole numbers, not {array.dtype}", hint="floats lose digits")
         if array.dtype == object:
             for value in array:
-                self._checked(value)
+                self.checked(value)
         elif array.min() < 0 or int(array.max()) >= self.count:
-            self._checked(int(array.min()) if array.min() < 0 else int(array.max()))
+            self.checked(int(array.min()) if array.min() < 0 else int(array.max()))
         return array.astype(np.uint64 if fits_64_bits(self.count) else object)
 
     def _checked_vectors(self, vectors: npt.ArrayLike) -> npt.NDArray[np.integer[Any]]:
@@ -259,6 +278,26 @@ class Enumerator(ABC):
                 hint="each slot has two columns: its input and the number of its operator",
             )
         return array
+
+
+def checked_space(space: object) -> Space:
+    """``space``, or a :class:`DpcError` (DPC062) that says how to come by one."""
+    if not isinstance(space, Space):
+        raise DpcError.of(
+            "DPC062",
+            f"a space is wanted, not {shown(space)}",
+            hint='read one with `dpcdsl.read_space("dpc")`, or make one of a cell with `Space.only(cell)`',
+        )
+    return space
+
+
+def checked_cell(cell: object) -> Cell:
+    """``cell``, or a :class:`DpcError` (DPC062) that says how to come by one."""
+    if not isinstance(cell, Cell):
+        raise DpcError.of(
+            "DPC062", f"a cell is wanted, not {shown(cell)}", hint='read one with `dpcdsl.read_cell("top1")`'
+        )
+    return cell
 
 
 def checked_shard(shard: tuple[int, int]) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from functools import cached_property
 from itertools import accumulate, pairwise
+from threading import RLock
 from typing import NamedTuple
 
 from dpcdsl.enumeration.base import Choice, Choices, Enumerator
@@ -49,16 +50,19 @@ class ConstrainedEnumerator(Enumerator):
         self._tally = Tally(space)
         self._nodes: dict[tuple[int, Structure, Sums], _Node] = {}
         self._kept = 0
+        self._lock = RLock()  # of what is worked out once
 
     @cached_property
     def count(self) -> int:  # type: ignore[override]
-        if "_completions" in self.__dict__:
-            return sum(n for counts in self._completions[0].values() for n in counts.values())
-        return self._tally.count()
+        with self._lock:
+            if "_completions" in self.__dict__:
+                return sum(n for counts in self._completions[0].values() for n in counts.values())
+            return self._tally.count()
 
     @cached_property
     def _completions(self) -> list[Layer]:
-        return self._tally.completions()
+        with self._lock:
+            return self._tally.completions()
 
     def choices(self, rank: int) -> Choices:
         node = self._start()

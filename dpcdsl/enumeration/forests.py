@@ -75,7 +75,7 @@ class ForestEnumerator(Enumerator):
         return self._tally.consequences(self._operators, channels)
 
     def _lost(self, weight: Weight) -> bool:
-        return self._tally.settle(0, self._ended(weight), weight.sums) is None
+        return self._tally.is_lost(weight.sums, weight.height)
 
     @staticmethod
     def _ended(weight: Weight) -> Structure:

@@ -108,6 +108,8 @@ class Permutation:
     """
 
     def __init__(self, count: int, seed: Seed = None):
+        if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+            raise DpcError.of("DPC062", f"a permutation is one of a whole number of things, not {shown(count)}")
         self.count = count
         stream = Stream(seed)
         self._shuffled = _shuffle(count, stream) if count <= _SHUFFLED else None
@@ -115,8 +117,10 @@ class Permutation:
         self._side = _ceiled_root(count)
 
     def __call__(self, indices: npt.ArrayLike) -> Ranks:
-        """The numbers at ``indices``, each from 0 to ``count`` - 1; an array of them."""
+        """The numbers at ``indices``, each from 0 to ``count`` - 1; an array of them. Else DPC071."""
         given = np.asarray(indices)
+        if given.dtype.kind not in "iuO" or (given.size and (given.min() < 0 or int(given.max()) >= self.count)):
+            raise DpcError.of("DPC071", f"places are whole numbers from 0 to {shown(self.count - 1)}")
         if self._shuffled is not None:
             return self._shuffled[given.astype(np.int64)]
         if self._side > 1 << 31:

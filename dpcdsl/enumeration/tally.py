@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from typing import NamedTuple, TypeAlias
@@ -24,7 +25,18 @@ from dpcdsl.errors import DpcError
 from dpcdsl.operators import Operator
 from dpcdsl.space import OperatorSet, Slot, Space
 
-__all__ = ["MAX_STATES", "Layer", "Option", "Structure", "Sums", "Tally", "Tensor", "too_large"]
+__all__ = [
+    "MAX_CHANNELS",
+    "MAX_STATES",
+    "Layer",
+    "Option",
+    "Structure",
+    "Sums",
+    "Tally",
+    "Tensor",
+    "too_large",
+    "too_many_channels",
+]
 
 #: Most states the dynamic programme may pass through, unless the space has no more genomes than this.
 MAX_STATES = 10**7
@@ -34,7 +46,7 @@ _STEPS = 10
 _STRUCTURE = 100
 _DEPTH = Depth()
 #: Most different numbers of channels among the tensors of a space, where its costs are measured.
-_MAX_CHANNELS = 10_000
+MAX_CHANNELS = 10_000
 
 
 class Tensor(NamedTuple):
@@ -77,6 +89,19 @@ class _Group(NamedTuple):
     channels: tuple[int, ...]
 
 
+@dataclass
+class _Work:
+    """What one run of the programme has done, and how much it may do."""
+
+    limit: int
+    states: int = 0
+    steps: int = 0
+
+    def check(self, more: int = 0) -> None:
+        if max(self.states + more, self.steps // _STEPS) > self.limit:
+            raise too_large(MAX_STATES)
+
+
 class Tally:
     """The states of a space's partial cells. keep: measures whose exact value each whole cell shall still tell."""
 
@@ -92,14 +117,12 @@ class Tally:
         self._targets = [m.to for m in found if isinstance(m, Distance)]
         self._optional = any(slot.optional for slot in self.slots)
         self._breaks = {m: Breaks(m, space.constraints) for m in found}
-        self._options: dict[tuple[int, Structure, Tensor], Option] = {}
         self._grouped: dict[tuple[OperatorSet, tuple[int, ...], int], tuple[list[int], list[_Group], list[int]]] = {}
         self._settled: list[list[dict[int, tuple[int, tuple[bool | None, ...]]]]] = [
             [{} for _ in self._summed] for _ in range(len(self.slots) + 2)
         ]
         self._verdicts: dict[tuple[tuple[bool | None, ...], ...], bool | None] = {}
         self._depths: dict[tuple[int, int], tuple[bool | None, ...]] = {}
-        self._states = 0
 
     # What later slots can see
 
@@ -181,13 +204,6 @@ class Tally:
 
     def option(self, number: int, structure: Structure, source: Tensor) -> Option:
         """Slot ``number`` (from 1) reading ``source``, as it is seen there."""
-        key = number, structure, source
-        option = self._options.get(key)
-        if option is None:
-            option = self._options[key] = self._new_option(number, structure, source)
-        return option
-
-    def _new_option(self, number: int, structure: Structure, source: Tensor) -> Option:
         operators = self.slots[number - 1].operators
         branch = self._branch(number, structure)
         at = branch if self._targets else 0
@@ -217,7 +233,7 @@ class Tally:
         depth = max(structure.depth, made.depth) if made else structure.depth
         deepening = structure.deepening and self._depth_matters(number, depth)
         if self._has_depth and not self._tells_depth:
-            depth = self._breaks[_DEPTH].settle(depth, len(self.slots) - number)
+            depth = self._breaks[_DEPTH].settle(depth, 0, len(self.slots) - number)
         counted = self._optional and bool(self._targets)
         branches = structure.branches + (counted and made is not None)
         tensors: dict[Tensor, int] = {}
@@ -300,34 +316,40 @@ class Tally:
     # Sums
 
     @cached_property
-    def _most(self) -> list[list[int]]:
-        """By slots decided, and measure: the most that later slots can add."""
+    def _bounds(self) -> list[list[tuple[int, int]]]:
+        """By slots decided, and measure: the least and the most that later slots add."""
         channels = {tuple(self._features)}
         seen: set[tuple[OperatorSet, tuple[int, ...]]] = set()
-        most: dict[OperatorSet, list[int]] = {}
-        each: list[list[int]] = []
+        spans: dict[OperatorSet, list[tuple[int, int]]] = {}
+        each: list[list[tuple[int, int]]] = []
         for slot in self.slots:
             operators = slot.operators
-            current = most.setdefault(operators, [0] * len(self._summed))
             for count in [c for c in channels if (operators, c) not in seen]:
                 seen.add((operators, count))
                 for group in self._grouped_operators(operators, count, 1 if self._targets else 0)[1]:
-                    current[:] = map(max, current, group.added)
+                    span = spans.get(operators) or [(n, n) for n in group.added]
+                    spans[operators] = [
+                        (min(low, n), max(high, n)) for (low, high), n in zip(span, group.added, strict=True)
+                    ]
                     channels.add(group.channels)
-                if len(channels) > _MAX_CHANNELS:
-                    raise too_large(_MAX_CHANNELS)
-            each.append([2 if isinstance(m, Distance) else n for m, n in zip(self._summed, current, strict=True)])
+                if len(channels) > MAX_CHANNELS:
+                    raise too_many_channels()
+            each.append(
+                [
+                    (0, 2) if isinstance(measure, Distance) else (0 if slot.optional else low, high)
+                    for measure, (low, high) in zip(self._summed, spans[operators], strict=True)
+                ]
+            )
         # A distance may still find that the cell has fewer branches than the other.
-        left = [2 * len(m.to) if isinstance(m, Distance) and self._optional else 0 for m in self._summed]
-        found = [left]
+        found = [[(0, 2 * len(m.to) if isinstance(m, Distance) and self._optional else 0) for m in self._summed]]
         for one in reversed(each):
-            found.append([a + b for a, b in zip(found[-1], one, strict=True)])
+            found.append([(a + c, b + d) for (a, b), (c, d) in zip(found[-1], one, strict=True)])
         return found[::-1]
 
     @cached_property
     def _shifts(self) -> list[int]:
         shifts, shift = [], 0
-        for measure, most in zip(self._summed, self._most[0], strict=True):
+        for measure, (_, most) in zip(self._summed, self._bounds[0], strict=True):
             shifts.append(shift)
             shift += (most + self._missing(measure, 0)).bit_length() + 1
         return [*shifts, shift]
@@ -366,14 +388,24 @@ class Tally:
     def _settle_one(self, number: int, place: int, value: int) -> tuple[int, tuple[bool | None, ...]]:
         measure = self._summed[place]
         breaks = self._breaks[measure]
-        more = self._most[number][place] if number <= len(self.slots) else 0
-        settled = value if measure in self.kept else breaks.settle(value, more)
-        return settled << self._shifts[place], breaks.known(value, more)
+        least, most = self._bounds[number][place] if number <= len(self.slots) else (0, 0)
+        settled = value if measure in self.kept else breaks.settle(value, least, most)
+        return settled << self._shifts[place], breaks.known(value + least, value + most)
+
+    def is_lost(self, sums: Sums, depth: int) -> bool:
+        """Whether no cell with a part of these sums and this depth fulfils the constraints."""
+        known = [
+            self._breaks[measure].known(value, value + most)
+            for measure, value, (_, most) in zip(self._summed, self._unpack(sums), self._bounds[0], strict=True)
+        ]
+        if self._has_depth:
+            known.append(self._known_depth(0, depth))
+        return self._verdict(known) is False
 
     def _known_depth(self, number: int, depth: int) -> tuple[bool | None, ...]:
         key = number, depth
         if key not in self._depths:
-            self._depths[key] = self._breaks[_DEPTH].known(depth, max(0, len(self.slots) - number))
+            self._depths[key] = self._breaks[_DEPTH].known(depth, depth + max(0, len(self.slots) - number))
         return self._depths[key]
 
     def _verdict(self, known: list[tuple[bool | None, ...]]) -> bool | None:
@@ -401,14 +433,13 @@ class Tally:
         first = self.settle(0, self.start, self.start_sums)
         layer: Layer = {self.start: {first: 1}} if first is not None else {}
         yield layer
-        self._states = self._steps = 0
-        self._limit = MAX_STATES if self._genomes > MAX_STATES else sys.maxsize
+        work = _Work(MAX_STATES if self._genomes > MAX_STATES else sys.maxsize)
         for number in range(1, len(self.slots) + 1):
-            layer = self._advance(number, layer)
+            layer = self._advance(number, layer, work)
             yield layer
             report("counting", number, len(self.slots))
 
-    def _advance(self, number: int, layer: Layer) -> Layer:
+    def _advance(self, number: int, layer: Layer, work: _Work) -> Layer:
         reached: Layer = {}
         for structure, counts in layer.items():
             for times, added, after in self.moves(number, structure):
@@ -417,10 +448,8 @@ class Tally:
                 for sums, count in counts.items():
                     key = sums + added
                     target[key] = get(key, 0) + count * times
-                self._steps += len(counts)
-                states = len(target) + _STRUCTURE * len(reached) + self._states
-                if max(states, self._steps // _STEPS) > self._limit:
-                    raise too_large(MAX_STATES)
+                work.steps += len(counts)
+                work.check(len(target) + _STRUCTURE * len(reached))
         settled: Layer = {}
         for structure, counts in reached.items():
             few: dict[Sums, int] = {}
@@ -430,9 +459,8 @@ class Tally:
                     few[least] = few.get(least, 0) + count
             if few:
                 settled[structure] = few
-                self._states += len(few) + _STRUCTURE
-        if self._states > self._limit:
-            raise too_large(MAX_STATES)
+                work.states += len(few) + _STRUCTURE
+        work.check()
         return settled
 
     @cached_property
@@ -491,6 +519,14 @@ def _out_channels(operator: Operator, channels: int, filters: int) -> int:
     for layer in operator.layers(filters):
         channels = layer.out_channels(channels)
     return channels
+
+
+def too_many_channels() -> DpcError:
+    return DpcError.of(
+        "DPC070",
+        f"the tensors of this space have more than {MAX_CHANNELS:,} different numbers of channels",
+        hint="costs are counted by channels; ask for fewer operators that widen their input, or fewer branches",
+    )
 
 
 def too_large(states: int) -> DpcError:

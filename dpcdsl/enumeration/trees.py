@@ -15,7 +15,7 @@ from itertools import accumulate
 from math import comb, isqrt
 from typing import NamedTuple, TypeAlias
 
-from dpcdsl.enumeration.tally import MAX_STATES, too_large
+from dpcdsl.enumeration.tally import MAX_CHANNELS, MAX_STATES, too_large, too_many_channels
 
 __all__ = ["Channels", "Counts", "Forests", "Weight"]
 
@@ -71,8 +71,6 @@ class _Roots(NamedTuple):
 
 
 _NOTHING = Weight(0, 0)
-#: Most different numbers of channels that the nodes of a forest read.
-_MAX_CHANNELS = 10_000
 
 
 class Forests:
@@ -101,8 +99,8 @@ class Forests:
             levels |= dict.fromkeys(waiting, level)
             self._does |= {read: consequences(read) for read in waiting}
             waiting = {after for read in waiting for _, after in self._does[read]} - self._does.keys()
-            if len(self._does) + len(waiting) > _MAX_CHANNELS:
-                raise too_large(_MAX_CHANNELS)
+            if len(self._does) + len(waiting) > MAX_CHANNELS:
+                raise too_many_channels()
         self._trees: dict[tuple[Channels, int], Counts] = {}
         self._forests: dict[tuple[Channels, int, int], Counts] = {}
         # Trees of equal channels and size, grouped by weight; and by group: multisets of j trees of it and those after.

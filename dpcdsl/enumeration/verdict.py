@@ -79,16 +79,16 @@ class Breaks:
         #: From here on nothing changes any more.
         self.last = self._starts[-1]
 
-    def settle(self, value: int, more: int) -> int:
-        """The least number that behaves as ``value`` does, whatever up to ``more`` is added to it."""
-        place = bisect_right(self._starts, value)
-        if place < len(self._starts) and value + more >= self._starts[place]:
+    def settle(self, value: int, least: int, most: int) -> int:
+        """The least number, from 0 up, that behaves as ``value`` does, whatever from ``least`` to ``most`` is added."""
+        place = bisect_right(self._starts, value + least)
+        if place < len(self._starts) and value + most >= self._starts[place]:
             return value
-        return self._starts[place - 1]
+        return max(0, self._starts[place - 1] - least)
 
-    def known(self, value: int, more: int) -> tuple[bool | None, ...]:
-        """What is known of each of :attr:`comparisons` when the measure lies from ``value`` to ``value + more``."""
-        return tuple(c.compare(value) if _constant(c, value, value + more) else None for c in self.comparisons)
+    def known(self, least: int, most: int) -> tuple[bool | None, ...]:
+        """What is known of each of :attr:`comparisons` when the measure lies from ``least`` to ``most``."""
+        return tuple(c.compare(least) if _constant(c, least, most) else None for c in self.comparisons)
 
 
 def _constant(comparison: Comparison, least: int, most: int) -> bool:
