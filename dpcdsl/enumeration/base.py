@@ -133,7 +133,7 @@ class Enumerator(ABC):
                 hint="pass replacement=False, or give each machine a seed of its own",
             )
         if n and not self.count:
-            raise self._empty()
+            raise self.empty()
         available = max(0, -(-(self.count - index) // shards))
         if n > available and not replacement:
             where = f"shard {index} of {shards}" if shards > 1 else "the space"
@@ -218,7 +218,8 @@ class Enumerator(ABC):
     def _branches(self) -> dict[tuple[int, int, int], Branch]:
         return self.__dict__.setdefault("_known_branches", {})  # type: ignore[no-any-return]
 
-    def _empty(self) -> DpcError:
+    def empty(self) -> DpcError:
+        """What is said of a space without cells."""
         return DpcError.of(
             "DPC074", "no cell of the space fulfils its constraints", hint="loosen a `where` or `require`"
         )
@@ -239,7 +240,7 @@ class Enumerator(ABC):
 
     def _outside(self, rank: int) -> DpcError:
         if not self.count:
-            return self._empty()
+            return self.empty()
         return DpcError.of(
             "DPC071",
             f"ranks go from 0 to {shown(self.count - 1)}, and this is {shown(rank)}",

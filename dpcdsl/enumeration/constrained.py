@@ -96,8 +96,10 @@ class ConstrainedEnumerator(Enumerator):
     def extensions(self, prefix: Choices) -> dict[int | None, list[int]]:
         """What the next slot can choose after the choices of the first ones so that some cell follows.
 
-        By input, None for leaving the slot out: the numbers of the operators (none for None).
+        By input, None for leaving the slot out: the numbers of the operators (none for None). Nothing follows the last.
         """
+        if len(prefix) == len(self.space.slots):
+            return {}
         _, node, tensors = self._followed(prefix)
         found: dict[int | None, list[int]] = {}
         if not node.completing:
@@ -112,7 +114,7 @@ class ConstrainedEnumerator(Enumerator):
 
     def rank_of(self, choices: Choices) -> int:
         if not self.count:
-            raise self._empty()
+            raise self.empty()
         rank, node, _ = self._followed(choices)
         if not node.completing:
             if not any(choices):

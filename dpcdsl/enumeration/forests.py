@@ -113,6 +113,10 @@ class ForestEnumerator(Enumerator):
         return found
 
     def rank_of(self, choices: Choices) -> int:
+        if not self.count:
+            raise self.empty()
+        if not any(choices):
+            raise DpcError.of("DPC055", "a cell needs at least one branch")
         number = {0: 0}
         inputs: list[int] = []
         operators: list[int] = []
