@@ -310,3 +310,16 @@ def test_an_id_brings_its_own_space(dpc: Dpc) -> None:
     assert dpc("neighbours", told, "--count").out == dpc("neighbours", told, "--space", "aspp_subsets", "--count").out
     told = dpc("sample", "dpc\nwhere  depth <= 2", "--where", "depth >= 2", "--to", "id").out
     assert dpc("convert", told, "--to", "line").code == 0
+
+
+def test_functions_under_other_conventions(dpc: Dpc) -> None:
+    here = ("--up-to", "function", "--at", "33x33")
+    assert dpc("count", "dpc", *here, "--output-stride", "8").out == "13,627,255,818\n"
+    doubled = dpcdsl.count(
+        dpcdsl.read_space("dpc"), "function", at=(33, 33), conventions=dpcdsl.Conventions(output_stride=8)
+    )
+    assert doubled == 13_627_255_818
+    rank = dpc("rank", "top1", *here, "--output-stride", "8").out.rstrip("\n")
+    assert dpc("unrank", "dpc", rank, *here, "--output-stride", "8").code == 0
+    assert dpc("sample", "dpc", "--output-stride", "8").code == 2
+    assert dpc("sample", "dpc", "--output-stride", "8", "-o", "a.csv").code == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,6 +17,8 @@ from dpcdsl.cli.common import (
     as_value,
     cell_argument,
     cell_of,
+    conventions_of,
+    conventions_options,
     form_option,
     json_option,
     names,
@@ -29,7 +32,7 @@ from dpcdsl.cli.common import (
 from dpcdsl.explain import spelled_histogram
 from dpcdsl.identity import CellId, fingerprint, is_id, read_id
 from dpcdsl.interchange import spell
-from dpcdsl.layers import Size
+from dpcdsl.layers import Conventions, Size
 from dpcdsl.space import Space
 
 if TYPE_CHECKING:
@@ -37,15 +40,37 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-up_to_option = click.option(
-    "--up-to",
-    type=click.Choice(["genome", "isomorphism", "function"]),
-    default="genome",
-    show_default=True,
-    help="What counts as one: each choice; cells that differ in the order of branches alone; "
-    "cells that are the same function at map size --at as well.",
-)
-at_option = click.option("--at", type=SIZE, metavar="HxW", help="With --up-to function: size of the map.")
+
+def _what_counts(command: F) -> F:
+    """Options that say which cells there are, and what counts as one."""
+    for option in reversed(
+        [
+            where_option,
+            click.option(
+                "--up-to",
+                type=click.Choice(["genome", "isomorphism", "function"]),
+                default="genome",
+                show_default=True,
+                help="What counts as one: each choice; cells that differ in the order of branches alone; "
+                "cells that are the same function at map size --at as well.",
+            ),
+            click.option("--at", type=SIZE, metavar="HxW", help="With --up-to function: size of the map."),
+            conventions_options,
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+def _cells(space: Space, up_to: Any, at: Size | None, conventions: Conventions, *, costs: bool = False) -> Enumerator:
+    """The cells that are asked about. costs: whether conventions are asked for elsewhere too."""
+    from dpcdsl.enumeration import enumerator
+
+    if up_to == "function":
+        return enumerator(space, up_to, at=at, conventions=conventions)
+    if conventions != Conventions() and not costs:
+        raise click.UsageError("--pooling, --output-stride and the crop size go with --up-to function, or with -o")
+    return enumerator(space, up_to, at=at)
 
 
 def _writing(command: F) -> F:
@@ -89,13 +114,14 @@ def _write(
     features: int,
     size: Size,
     as_json: bool,
+    conventions: Conventions,
 ) -> None:
     shown = tracked(ranks, total, "writing")
     if output is not None:
         from dpcdsl.tables import export
 
         with progress():
-            written = export(Path(output), cells, shown, features=features, size=size)
+            written = export(Path(output), cells, shown, features=features, size=size, conventions=conventions)
         if as_json:
             print_json({"file": output, "cells": written})
         else:
@@ -119,9 +145,7 @@ def _write(
 
 @click.command("count")
 @space_argument
-@up_to_option
-@at_option
-@where_option
+@_what_counts
 @click.option(
     "--histogram",
     metavar="MEASURE",
@@ -137,15 +161,16 @@ def count_command(
     histogram: str | None,
     bins: int,
     as_json: bool,
+    **conventions: Any,
 ) -> None:
     """How many cells a space has, exactly."""
-    from dpcdsl.enumeration import count, distribution
+    from dpcdsl.enumeration import distribution
     from dpcdsl.syntax import parse_measure
 
     found = space_of(space, where)
     if histogram is None:
         with progress():
-            number = count(found.space, up_to, at=at)
+            number = _cells(found.space, up_to, at, conventions_of(**conventions)).count
         if as_json:
             print_json({"count": number})
         else:
@@ -170,9 +195,7 @@ def count_command(
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="The same seed, the same sample.")
 @click.option("--without-replacement", is_flag=True, help="No cell twice.")
 @click.option("--shard", type=SHARD, metavar="I/N", help="Part I (from 0) of N of one sample without replacement.")
-@where_option
-@up_to_option
-@at_option
+@_what_counts
 @_writing
 def sample_command(
     space: str,
@@ -183,17 +206,19 @@ def sample_command(
     where: tuple[str, ...],
     up_to: Any,
     at: Size | None,
+    pooling: Any,
+    output_stride: int,
+    image_pooling_crop_size: Size | None,
     **how: Any,
 ) -> None:
     """Draw cells uniformly, one per line."""
-    from dpcdsl.enumeration import enumerator
-
     found = space_of(space, where)
+    conventions = conventions_of(pooling, output_stride, image_pooling_crop_size)
     with progress():
-        cells = enumerator(found.space, up_to, at=at)
+        cells = _cells(found.space, up_to, at, conventions, costs=how["output"] is not None)
         replacement = not without_replacement and shard is None
         ranks = cells.draws(n, seed, replacement=replacement, shard=shard or (0, 1))
-    _write(cells, ranks, n, count=cells.count, name=found.name, **how)
+    _write(cells, ranks, n, count=cells.count, name=found.name, conventions=conventions, **how)
 
 
 @click.command("enumerate")
@@ -202,9 +227,7 @@ def sample_command(
 @click.option("--limit", type=click.IntRange(0), metavar="N", help="Stop after N cells.")
 @click.option("--shard", type=SHARD, default="0/1", metavar="I/N", help="Part I (from 0) of N disjoint parts.")
 @click.option("--shuffle", type=click.IntRange(0), metavar="SEED", help="In an order permuted by this seed.")
-@where_option
-@up_to_option
-@at_option
+@_what_counts
 @_writing
 def enumerate_command(
     space: str,
@@ -215,22 +238,21 @@ def enumerate_command(
     where: tuple[str, ...],
     up_to: Any,
     at: Size | None,
+    pooling: Any,
+    output_stride: int,
+    image_pooling_crop_size: Size | None,
     **how: Any,
 ) -> None:
     """Go through the cells in order, one per line."""
-    from itertools import islice
-
-    from dpcdsl.enumeration import enumerator
-
     found = space_of(space, where)
+    conventions = conventions_of(pooling, output_stride, image_pooling_crop_size)
     with progress():
-        cells = enumerator(found.space, up_to, at=at)
+        cells = _cells(found.space, up_to, at, conventions, costs=how["output"] is not None)
     ranks = cells.walk(start, shard=shard, shuffle=shuffle)
     left = max(0, -(-(cells.count - start - shard[0]) // shard[1]))
     total = left if limit is None else min(limit, left)
-    _write(
-        cells, islice(ranks, limit) if limit is not None else ranks, total, count=cells.count, name=found.name, **how
-    )
+    some = ranks if limit is None else islice(ranks, limit)
+    _write(cells, some, total, count=cells.count, name=found.name, conventions=conventions, **how)
 
 
 def _space_for(reference: str, cell: Cell, space: str | None, where: tuple[str, ...]) -> tuple[str, Space]:
@@ -252,20 +274,22 @@ space_option = click.option(
 @click.command("rank")
 @cell_argument
 @space_option
-@where_option
-@up_to_option
-@at_option
+@_what_counts
 @json_option
 def rank_command(
-    cell: str, space: str | None, where: tuple[str, ...], up_to: Any, at: Size | None, as_json: bool
+    cell: str,
+    space: str | None,
+    where: tuple[str, ...],
+    up_to: Any,
+    at: Size | None,
+    as_json: bool,
+    **conventions: Any,
 ) -> None:
     """The number of a cell in the order of its space, from 0."""
-    from dpcdsl.enumeration import enumerator
-
     _, value = cell_of(cell, space)
     name, inside = _space_for(cell, value, space, where)
     with progress():
-        cells = enumerator(inside, up_to, at=at)
+        cells = _cells(inside, up_to, at, conventions_of(**conventions))
         rank = cells.rank(value)
     if not as_json:
         click.echo(rank)
@@ -277,20 +301,23 @@ def rank_command(
 @click.command("unrank")
 @space_argument
 @click.argument("rank", metavar="RANK", type=click.IntRange(0))
-@where_option
-@up_to_option
-@at_option
+@_what_counts
 @form_option("line")
 @json_option
 def unrank_command(
-    space: str, rank: int, where: tuple[str, ...], up_to: Any, at: Size | None, form: str, as_json: bool
+    space: str,
+    rank: int,
+    where: tuple[str, ...],
+    up_to: Any,
+    at: Size | None,
+    form: str,
+    as_json: bool,
+    **conventions: Any,
 ) -> None:
     """The cell of a number; the inverse of rank."""
-    from dpcdsl.enumeration import enumerator
-
     found = space_of(space, where)
     with progress():
-        cell = enumerator(found.space, up_to, at=at).unrank(rank)
+        cell = _cells(found.space, up_to, at, conventions_of(**conventions)).unrank(rank)
     text = spell(cell, form, space=found.space, space_name=found.name)
     if as_json:
         print_json({"rank": rank, "cell": as_value(text, form)})
@@ -306,6 +333,7 @@ def unrank_command(
 @click.option("--sample", "n", type=click.IntRange(0), metavar="N", help="Draw N of them uniformly.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="For --sample.")
 @where_option
+@conventions_options
 @_writing
 def neighbours_command(
     cell: str,
@@ -316,6 +344,9 @@ def neighbours_command(
     seed: int,
     where: tuple[str, ...],
     as_json: bool,
+    pooling: Any,
+    output_stride: int,
+    image_pooling_crop_size: Size | None,
     **how: Any,
 ) -> None:
     """The cells that differ from one in at most --radius inputs and operators, one per line."""
@@ -337,4 +368,7 @@ def neighbours_command(
         return
     whole = enumerator(inside)
     found = map(near.unrank, near.walk() if n is None else near.draws(n, seed))
-    _write(whole, map(whole.rank, found), count if n is None else n, count=count, name=name, as_json=as_json, **how)
+    conventions = conventions_of(pooling, output_stride, image_pooling_crop_size)
+    total = count if n is None else n
+    ranks = map(whole.rank, found)
+    _write(whole, ranks, total, count=count, name=name, as_json=as_json, conventions=conventions, **how)
