@@ -13,7 +13,8 @@ from threading import RLock
 from typing import NamedTuple
 
 from dpcdsl.enumeration.base import Choice, Choices, Enumerator
-from dpcdsl.enumeration.tally import Layer, Structure, Sums, Tally, Tensor
+from dpcdsl.enumeration.sums import Sums
+from dpcdsl.enumeration.tally import Layer, Structure, Tally, Tensor
 from dpcdsl.errors import DpcError
 from dpcdsl.space import Space
 
@@ -153,7 +154,7 @@ class ConstrainedEnumerator(Enumerator):
     def _start(self) -> _Node:
         if self._kept > _MOST_KEPT:
             self._nodes, self._kept = {}, 0
-        return self._node(0, self._tally.start, self._tally.start_sums)
+        return self._node(0, self._tally.start, self._tally.sums.start)
 
     def _node(self, decided: int, structure: Structure, sums: Sums) -> _Node:
         least = self._tally.settle(decided, structure, sums)

@@ -14,8 +14,9 @@ from itertools import accumulate
 
 from dpcdsl.constraints import Depth, Distance
 from dpcdsl.enumeration.base import Choice, Choices, Enumerator
+from dpcdsl.enumeration.consequences import Channels
 from dpcdsl.enumeration.tally import Structure, Tally
-from dpcdsl.enumeration.trees import Channels, Forests, Weight
+from dpcdsl.enumeration.trees import Forests, Weight
 from dpcdsl.enumeration.verdict import measures
 from dpcdsl.errors import DpcError
 from dpcdsl.isomorphism import operator_key, sorted_preorder
@@ -75,7 +76,7 @@ class ForestEnumerator(Enumerator):
         return self._tally.consequences(self._operators, channels)
 
     def _lost(self, weight: Weight) -> bool:
-        return self._tally.is_lost(weight.sums, weight.height)
+        return self._tally.sums.is_lost(weight.sums, weight.height)
 
     @staticmethod
     def _ended(weight: Weight) -> Structure:

@@ -15,11 +15,11 @@ from itertools import accumulate
 from math import comb, isqrt
 from typing import NamedTuple, TypeAlias
 
-from dpcdsl.enumeration.tally import MAX_CHANNELS, MAX_STATES, too_large, too_many_channels
+from dpcdsl.enumeration.consequences import Channels
+from dpcdsl.enumeration.sums import MAX_CHANNELS, too_many_channels
+from dpcdsl.enumeration.tally import MAX_STATES, too_large
 
-__all__ = ["Channels", "Counts", "Forests", "Weight"]
-
-Channels: TypeAlias = tuple[int, ...]
+__all__ = ["Counts", "Forests", "Weight"]
 
 
 class Weight(NamedTuple):
