@@ -241,14 +241,22 @@ class Forests:
             ways, counts, rests = [], [], []
             for number in range(size // largest + 1):
                 rest = self._of(channels, size - number * largest, largest - 1)
-                for taken, count in sorted(self._multisets(channels, largest, number).items()) if rest else ():
-                    for other in self._rests(rest, weight, taken):
-                        ways.append(_Split(number, taken, other))
-                        counts.append(count * rest[other])
-                        rests.append(rest[other])
+                if not rest:
+                    continue
+                most = self._multisets(channels, largest, number)
+                for taken, other in self._pairs(most, rest, weight):
+                    ways.append(_Split(number, taken, other))
+                    counts.append(most[taken] * rest[other])
+                    rests.append(rest[other])
             place = {split: place for place, split in enumerate(ways)}
             known = self._splits[key] = _Splits(ways, list(accumulate(counts)), rests, place)
         return known
+
+    def _pairs(self, these: Counts, those: Counts, weight: Weight) -> list[tuple[Weight, Weight]]:
+        """Weights, one of ``these`` and one of ``those``, that together make ``weight``; in rising order."""
+        if self._deep or len(these) <= len(those):
+            return sorted((one, other) for one in these for other in self._rests(those, weight, one))
+        return sorted((one, other) for other in those for one in self._rests(these, weight, other))
 
     def _rests(self, counts: Counts, weight: Weight, taken: Weight) -> Iterator[Weight]:
         """Weights in ``counts`` that together with ``taken`` make ``weight``."""
