@@ -53,7 +53,7 @@ def test_asking_for_the_wrong_thing_is_told() -> None:
         document.cell("frist")
     with pytest.raises(DpcError):
         document.space("few")
-    with pytest.raises(DpcError, match="2 to choose from"):
+    with pytest.raises(DpcError, match="2 spaces, and one is wanted"):
         document.space()
     assert document.cell() == document.cell("first")
     assert parse(CELL).space() == parse(CELL).space("a")

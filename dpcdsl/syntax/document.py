@@ -125,10 +125,14 @@ class Document:
     def space(self, name: str | None = None, /, **parameters: int) -> Space:
         """The space ``name`` with its parameters, or the only space of the text (else its only cell)."""
         if name is None:
-            names = [n for n, d in self.definitions.items() if d.noun == "space"] or list(self.cells)
-            if len(names) != 1:
-                what = "no space" if not names else f"{len(names)} to choose from"
-                raise DpcError.of("DPC061", f"this defines {what}", self._start, hint=self._contents())
+            spaces = [n for n, d in self.definitions.items() if d.noun == "space"]
+            names = spaces or list(self.cells)
+            if not names:
+                raise DpcError.of("DPC061", "this defines no space", self._start, hint=self._contents())
+            if len(names) > 1:
+                listed = ", ".join(f"`{n}`" for n in names[:16])
+                what = f"{len(names)} {'spaces' if spaces else 'cells'}, and one is wanted"
+                raise DpcError.of("DPC061", f"this defines {what}", self._start, hint=f"name one of {listed}")
             name = names[0]
         return self[name].space(**parameters)
 
