@@ -36,7 +36,7 @@ from dpcdsl import (
     read_space,
 )
 from dpcdsl.constraints import Branches, Comparison, Depth, Distance, MAdds, Params, Uses
-from dpcdsl.enumeration import MAX_LISTED, Enumerator, count, enumerator, reporting
+from dpcdsl.enumeration import MAX_LISTED, Enumerator, count, distribution, enumerator, reporting
 from dpcdsl.enumeration.forests import ForestEnumerator
 from dpcdsl.enumeration.listed import ListedEnumerator
 from dpcdsl.interchange import paper_space
@@ -934,3 +934,37 @@ def test_a_class_belongs_to_a_space_if_one_of_its_cells_does() -> None:
     assert other in classes
     assert parse_cell("(F, avgpool grid 1x1, Y1) (Y1, conv1x1, Y2)") not in classes
     assert parse_cell("(F, sepconv3x3 rate 1x1, Y1) (F, conv1x1, Y2)") not in classes
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "4 * (any, conv1x1 | avgpool grid 1x1 | sepconv3x3 rate 3x1, _)",
+        "2 * (any, conv1x1 | sepconv3x3 rate 3x3 | sepconv3x3 rate 6x6, _) optional 2 * (any, conv1x1 | "
+        "sepconv3x3 rate 3x3 | sepconv3x3 rate 6x6, _)",
+        "3 * (any, conv1x1 | sepconv3x3 rate 3x3 | sepconv3x3 rate 6x6, _) require depth <= 2 and uses(conv1x1) < 3",
+        "(F, conv1x1 | sepconv3x3 rate 3x3 | sepconv3x3 rate 6x6, _) 2 * (any, conv1x1 | sepconv3x3 rate 9x3, _)",
+        "2 * (any, conv1x1 | avgpool grid 2x2, _) require distance((F, conv1x1, _) (F, conv1x1, _)) <= 3",
+    ],
+)
+def test_distributions_over_classes(text: str) -> None:
+    space = parse(f"space s {{ {text} }}").space("s")
+    asked = (Params(features=10), Depth(), Uses(kinds=("conv1x1",)))
+    for up_to, at in (("isomorphism", None), ("function", (3, 3)), ("function", (5, 9))):
+        wanted = Counter(tuple(measure.of(cell) for measure in asked) for cell in enumerator(space, up_to, at=at))
+        assert distribution(space, *asked, up_to=up_to, at=at) == wanted
+        assert list(wanted) or space.constraints
+
+
+def test_distributions_that_classes_do_not_have() -> None:
+    space = parse("space s { 2 * (any, conv1x1 | avgpool grid 3x3, _) }").space("s")
+    cell = next(iter(enumerator(space)))
+    for measure, settings_of in (
+        (Distance(to=cell), {"up_to": "isomorphism"}),
+        (MAdds(features=3, at=(9, 9)), {"up_to": "function", "at": (3, 3)}),
+        (Uses(kinds=("conv1x1",)), {"up_to": "function", "at": (3, 3)}),
+    ):
+        with pytest.raises(DpcError, match="not the same for all cells") as caught:
+            distribution(space, measure, **settings_of)  # type: ignore[arg-type]
+        assert caught.value.codes == ("DPC062",)
+    assert sum(distribution(space, Params(features=3), up_to="function", at=(3, 3)).values()) == 2

@@ -66,11 +66,15 @@ def _cells(space: Space, up_to: Any, at: Size | None, conventions: Conventions, 
     """The cells that are asked about. costs: whether conventions are asked for elsewhere too."""
     from dpcdsl.enumeration import enumerator
 
+    return enumerator(space, **_settings(up_to, at, conventions, costs=costs))
+
+
+def _settings(up_to: Any, at: Size | None, conventions: Conventions, *, costs: bool = False) -> dict[str, Any]:
     if up_to == "function":
-        return enumerator(space, up_to, at=at, conventions=conventions)
+        return {"up_to": up_to, "at": at, "conventions": conventions}
     if conventions != Conventions() and not costs:
         raise click.UsageError("--pooling, --output-stride and the crop size go with --up-to function, or with -o")
-    return enumerator(space, up_to, at=at)
+    return {"up_to": up_to, "at": at}
 
 
 def _writing(command: F) -> F:
@@ -176,15 +180,14 @@ def count_command(
         else:
             click.echo(f"{number:,}")
         return
-    if up_to != "genome" or at is not None:
-        raise click.UsageError("--histogram counts genomes; leave --up-to and --at out")
     measure = parse_measure(histogram, found.scope, name="--histogram")
     with progress():
-        values = {key[0]: number for key, number in distribution(found.space, measure).items()}
+        settings = _settings(up_to, at, conventions_of(**conventions))
+        values = {key[0]: number for key, number in distribution(found.space, measure, **settings).items()}
     if as_json:
         print_json({"count": sum(values.values()), "measure": str(measure), "histogram": list(values.items())})
         return
-    click.echo(f"{sum(values.values()):,} cells, {len(values):,} values of {measure}\n")
+    click.echo(f"{sum(values.values()):,} cells, {len(values):,} value{'s' * (len(values) != 1)} of {measure}\n")
     if values:
         click.echo(spelled_histogram(values, bins, str(measure)))
 

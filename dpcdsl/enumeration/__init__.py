@@ -6,11 +6,12 @@ then be asked is described at :class:`Enumerator`. :func:`count` and :func:`dist
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Literal, TypeAlias, get_args
 
-from dpcdsl.constraints import Measure
+from dpcdsl.constraints import Branches, Comparison, Distance, Measure
 from dpcdsl.enumeration.base import Choice, Choices, Enumerator, Vectors, checked_cell, checked_space
 from dpcdsl.enumeration.constrained import ConstrainedEnumerator
 from dpcdsl.enumeration.forests import ForestEnumerator, is_forest_space
@@ -52,6 +53,8 @@ __all__ = [
 #: alone; a class that also takes operators for equal that are the same function at a map size.
 UpTo: TypeAlias = Literal["genome", "isomorphism", "function"]
 
+_NOT_EMPTY = (Comparison(measure=Branches(), relation=">=", bound=1),)
+
 
 def enumerator(
     space: Space, up_to: UpTo = "genome", *, at: Size | None = None, conventions: Conventions | None = None
@@ -70,7 +73,10 @@ def enumerator(
     classes where every branch reads ``any``, all draw from one operator set and no constraint measures a distance, and
     for classes of every space of at most :data:`MAX_LISTED` genomes.
     """
-    checked_space(space)
+    return _enumerator(checked_space(space), up_to, *_checked_settings(up_to, at, conventions))
+
+
+def _checked_settings(up_to: UpTo, at: Size | None, conventions: Conventions | None) -> tuple[Size | None, Conventions]:
     if up_to not in get_args(UpTo):
         choices = ", ".join(f'"{choice}"' for choice in get_args(UpTo))
         raise DpcError.of("DPC062", f"up_to must be one of {choices}, not {shown(up_to)}")
@@ -82,7 +88,7 @@ def enumerator(
         at = checked_size(at, "at")
     elif at is not None or conventions is not None:
         raise DpcError.of("DPC062", 'a map size goes with up_to="function"')
-    return _enumerator(space, up_to, at, Conventions() if conventions is None else conventions)
+    return at, Conventions() if conventions is None else conventions
 
 
 def enumerator_of(space: Space) -> Enumerator:
@@ -94,24 +100,30 @@ def enumerator_of(space: Space) -> Enumerator:
 
 @lru_cache(maxsize=16)  # many questions about few spaces
 def _enumerator(space: Space, up_to: UpTo, at: Size | None, conventions: Conventions) -> Enumerator:
-    if up_to == "genome":
-        return enumerator_of(space)
+    return enumerator_of(space) if up_to == "genome" else _classes(space, _labels(space, at, conventions))
+
+
+def _labels(space: Space, at: Size | None, conventions: Conventions) -> dict[Operator, int]:
+    """A number for each operator of the space, the same for those that count as one."""
     operators = list(dict.fromkeys(o for slot in space.slots for o in slot.operators.operators))
-    if at is None:
-        groups: Sequence[tuple[Operator, ...]] = [(operator,) for operator in operators]
-    else:
+    groups: Sequence[tuple[Operator, ...]] = [(operator,) for operator in operators]
+    if at is not None:
         groups = merge_operators(operators, at, space.filters, conventions)
-    labels = {operator: number for number, group in enumerate(groups) for operator in group}
-    if is_forest_space(space):
-        index = space.slots[0].operators.index
-        stands_for = [index[groups[labels[operator]][0]] for operator in space.slots[0].operators.operators]
-        if not space.constraints or Tally(space).agree(stands_for):
-            try:
-                return ForestEnumerator(space, stands_for)
-            except DpcError as error:
-                if error.codes != ("DPC070",) or count(space) > MAX_LISTED:
-                    raise
-    return ListedEnumerator(_enumerator(space, "genome", None, conventions), labels)
+    return {operator: number for number, group in enumerate(groups) for operator in group}
+
+
+def _classes(space: Space, labels: Mapping[Operator, int], keep: Sequence[Measure] = ()) -> Enumerator:
+    alike = not (space.constraints or keep) or Tally(space, keep).agree(labels)
+    if is_forest_space(space) and alike:
+        first: dict[int, int] = {}
+        operators = space.slots[0].operators.operators
+        stands_for = [first.setdefault(labels[operator], number) for number, operator in enumerate(operators)]
+        try:
+            return ForestEnumerator(space, stands_for, keep)
+        except DpcError as error:
+            if error.codes != ("DPC070",) or count(space) > MAX_LISTED:
+                raise
+    return ListedEnumerator(enumerator_of(space), labels)
 
 
 def count(
@@ -121,11 +133,20 @@ def count(
     return enumerator(space, up_to, at=at, conventions=conventions).count
 
 
-def distribution(space: Space, *measures: Measure) -> dict[tuple[int, ...], int]:
-    """How many genomes of ``space`` there are for each value of the measures, exactly and over the whole space.
+def distribution(
+    space: Space,
+    *measures: Measure,
+    up_to: UpTo = "genome",
+    at: Size | None = None,
+    conventions: Conventions | None = None,
+) -> dict[tuple[int, ...], int]:
+    """How many cells of ``space`` there are for each value of the measures, exactly and over the whole space.
 
-    The keys have a number for each measure and are in rising order. Raises :class:`DpcError` (DPC070) where that takes
-    more than :data:`MAX_STATES` states.
+    The keys have a number for each measure and are in rising order. up_to, at, conventions: as for :func:`enumerator`.
+
+    Raises :class:`DpcError`: DPC070 where that takes more than :data:`MAX_STATES` states or genomes; DPC062 if a
+    measure is not the same for all cells of a class: a distance never is, and a cost is not if operators that are the
+    same function cost differently.
     """
     for measure in measures:
         if not isinstance(measure, get_args(get_args(Measure)[0])):
@@ -134,6 +155,29 @@ def distribution(space: Space, *measures: Measure) -> dict[tuple[int, ...], int]
                 f"a measure is wanted, not {shown(measure)}",
                 hint='read one with `dpcdsl.parse_measure("params(F=320)")`',
             )
-    tally = Tally(checked_space(space), measures)
-    places = [tally.kept.index(measure) for measure in measures]
-    return {tuple(values[place] for place in places): number for values, number in tally.distribution().items()}
+    at, conventions = _checked_settings(up_to, at, conventions)
+    asked = tuple(dict.fromkeys(measures))
+    if up_to == "genome":
+        found = Tally(checked_space(space), asked).distribution()
+    else:
+        found = _distribution_of_classes(checked_space(space), asked, _labels(space, at, conventions))
+    places = [asked.index(measure) for measure in measures]
+    return {tuple(values[place] for place in places): number for values, number in found.items()}
+
+
+def _distribution_of_classes(
+    space: Space, measures: tuple[Measure, ...], labels: Mapping[Operator, int]
+) -> dict[tuple[int, ...], int]:
+    plain = Space(slots=space.slots, filters=space.filters, constraints=_NOT_EMPTY)
+    for measure in measures:
+        if isinstance(measure, Distance) or not Tally(plain, (measure,)).agree(labels):
+            raise DpcError.of(
+                "DPC062",
+                f"`{measure}` is not the same for all cells of a class",
+                hint="count genomes, or ask for another measure",
+            )
+    cells = _classes(space, labels, measures)
+    if isinstance(cells, ForestEnumerator):
+        return cells.distribution()
+    values = (tuple(measure.of(cell) for measure in measures) for cell in cells)
+    return dict(sorted(Counter(values).items()))

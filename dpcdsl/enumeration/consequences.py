@@ -6,7 +6,7 @@ Operators of the same consequence need never be told apart: the paper's 81 fall 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple, TypeAlias
 
 from dpcdsl.constraints import Branches, Distance, MAdds, Measure, Params, Uses
@@ -99,13 +99,12 @@ class Consequences:
         """What it adds to each measure that the cell ends after so many branches."""
         return [missing(measure, branches) for measure in self.measures]
 
-    def agree(self, operators: OperatorSet, stands_for: Sequence[int]) -> bool:
-        """Whether each operator has all consequences met so far in common with the one that it stands for."""
+    def agree(self, labels: Mapping[Operator, int]) -> bool:
+        """Whether operators of equal labels have all consequences met so far in common."""
         return all(
-            groups.group_of[number] == groups.group_of[other]
-            for (found, _, _), groups in self._known.items()
-            if found == operators
-            for number, other in enumerate(stands_for)
+            len({(labels[o], group) for o, group in zip(operators.operators, groups.group_of, strict=True)})
+            == len({labels[operator] for operator in operators.operators})
+            for (operators, _, _), groups in self._known.items()
         )
 
 

@@ -8,13 +8,15 @@ branches, then with the sums that constraints ask for.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import accumulate
 
-from dpcdsl.constraints import Depth, Distance
+from dpcdsl.constraints import Distance, Measure
 from dpcdsl.enumeration.base import Choice, Choices, Enumerator
 from dpcdsl.enumeration.consequences import Channels
+from dpcdsl.enumeration.sums import DEPTH
 from dpcdsl.enumeration.tally import Structure, Tally
 from dpcdsl.enumeration.trees import Forests, Weight
 from dpcdsl.enumeration.verdict import measures
@@ -38,10 +40,10 @@ class ForestEnumerator(Enumerator):
     """The classes of a space for which :func:`is_forest_space` holds.
 
     stands_for: for each operator's number that of the operator that it counts as, which costs the same; by default
-    itself.
+    itself. keep: measures that :meth:`distribution` tells.
     """
 
-    def __init__(self, space: Space, stands_for: Sequence[int] | None = None):
+    def __init__(self, space: Space, stands_for: Sequence[int] | None = None, keep: Sequence[Measure] = ()):
         self.space = space
         everything = space.slots[0].operators
         stands_for = range(len(everything)) if stands_for is None else stands_for
@@ -53,13 +55,13 @@ class ForestEnumerator(Enumerator):
         place_in_order = {i: label for label, i in enumerate(order)}
         self._labels = [place_in_order[i] for i in range(len(order))]
         slots = tuple(Slot(inputs=None, operators=self._operators, optional=slot.optional) for slot in space.slots)
-        self._tally = Tally(Space(slots=slots, filters=space.filters, constraints=space.constraints))
+        self._tally = Tally(Space(slots=slots, filters=space.filters, constraints=space.constraints), keep)
         self._needed = sum(not slot.optional for slot in space.slots)
         self._forests = Forests(
             len(space.slots),
             self._tally.features().channels,
             self._consequences,
-            deep=Depth() in measures(space.constraints),
+            deep=DEPTH in (*keep, *measures(space.constraints)),
             lost=self._lost if space.constraints else lambda _: False,
         )
         self._parts = [
@@ -81,6 +83,13 @@ class ForestEnumerator(Enumerator):
     @staticmethod
     def _ended(weight: Weight) -> Structure:
         return Structure((), weight.height, 0, deepening=False)
+
+    def distribution(self) -> dict[tuple[int, ...], int]:
+        """How many classes there are for each combination of the kept measures' values."""
+        found: Counter[tuple[int, ...]] = Counter()
+        for _, weight, count in self._parts:
+            found[self._tally.values(self._ended(weight), weight.sums)] += count
+        return dict(sorted(found.items()))
 
     def choices(self, rank: int) -> Choices:
         place = bisect_right(self._running, rank)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -23,6 +23,7 @@ from dpcdsl.enumeration.progress import report
 from dpcdsl.enumeration.sums import DEPTH, Sums, SumsOfSpace
 from dpcdsl.enumeration.verdict import measures
 from dpcdsl.errors import DpcError
+from dpcdsl.operators import Operator
 from dpcdsl.space import OperatorSet, Slot, Space
 
 __all__ = ["MAX_STATES", "Layer", "Option", "Structure", "Tally", "Tensor", "too_large"]
@@ -190,10 +191,10 @@ class Tally:
         found = [(self.sums.pack(c.added), c.channels) for c in groups.consequences]
         return [found[group] for group in groups.group_of]
 
-    def agree(self, stands_for: Sequence[int]) -> bool:
-        """Whether each operator of the first slot has all its consequences in common with the one it stands for."""
+    def agree(self, labels: Mapping[Operator, int]) -> bool:
+        """Whether operators of equal labels are alike to every measure, in every slot that has them."""
         self.sums.bounds  # noqa: B018 (goes through all channels that occur)
-        return self._consequences.agree(self.slots[0].operators, stands_for)
+        return self._consequences.agree(labels)
 
     def moves(self, number: int, structure: Structure) -> list[tuple[int, int, Structure]]:
         """All that slot ``number`` can do: (choices, what they add to the sums, the structure after them)."""
