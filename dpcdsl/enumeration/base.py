@@ -32,7 +32,7 @@ _WALKED = 1 << 12  # ranks that a walk works out at once
 class Enumerator(ABC):
     """Cells of a space in a fixed order, numbered from 0 to ``count`` - 1. Make one with :func:`enumerator`.
 
-    Subclasses give ``space``, ``count``, :meth:`choices` and :meth:`rank`.
+    Several threads may ask one enumerator. Subclasses give ``space``, ``count``, :meth:`choices` and :meth:`rank_of`.
     """
 
     #: The space whose cells these are.
