@@ -313,6 +313,12 @@ def test_an_id_brings_its_own_space(dpc: Dpc) -> None:
     assert dpc("convert", told, "--to", "line").code == 0
 
 
+def test_a_negative_rank_is_told_as_one(dpc: Dpc) -> None:
+    done = dpc("unrank", "dpc", "-1")
+    assert done.code == 2
+    assert "-1 is not in the range x>=0" in done.err
+
+
 def test_functions_under_other_conventions(dpc: Dpc) -> None:
     here = ("--up-to", "function", "--at", "33x33")
     assert dpc("count", "dpc", *here, "--output-stride", "8").out == "13,627,255,818\n"

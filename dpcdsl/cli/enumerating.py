@@ -301,7 +301,7 @@ def rank_command(
     print_json({**told, "id": str(CellId(name, fingerprint(inside), rank))} if up_to == "genome" else told)
 
 
-@click.command("unrank")
+@click.command("unrank", context_settings={"ignore_unknown_options": True})  # -1 is a wrong rank, not an option
 @space_argument
 @click.argument("rank", metavar="RANK", type=click.IntRange(0))
 @_what_counts
