@@ -12,7 +12,7 @@ from typing import NamedTuple
 from dpcdsl.cell import DEFAULT_FILTERS, MAX_FILTERS, Cell
 from dpcdsl.errors import DpcError, shown
 from dpcdsl.layers import Conventions, Pooling, Size, checked_size
-from dpcdsl.operators import Operator
+from dpcdsl.operators import Operator, check_size_kept
 from dpcdsl.values import Value
 
 __all__ = [
@@ -123,7 +123,7 @@ def cost(
 
     Raises :class:`DpcError` (DPC062) on a setting outside these ranges.
 
-    >>> from dpcdsl.operators import Operator
+    >>> from dpcdsl.operators import Operator, check_size_kept
     >>> cost(Cell.of((0, Operator.of("conv1x1")))).params
     81920
     """
@@ -212,12 +212,7 @@ def operator_cost(
         madds += layer.madds(channels, positions) + normalised * positions
         channels = layer.out_channels(channels)
         written += channels * positions
-    if out_size != size:
-        raise DpcError.of(
-            "DPC065",
-            f"`{operator}` turns a map of {size[0]}x{size[1]} into one of {out_size[0]}x{out_size[1]}",
-            hint="an operator must keep the size of its input; end its layers with `Resize()`",
-        )
+    check_size_kept(operator, size, out_size)
     return OperatorCost(params, madds, written * bytes_per_element, channels)
 
 

@@ -22,7 +22,6 @@ from operator import sub
 from typing import TypeGuard
 
 from dpcdsl.cell import DEFAULT_FILTERS
-from dpcdsl.errors import DpcError
 from dpcdsl.layers import (
     Conventions,
     Convolution,
@@ -34,7 +33,7 @@ from dpcdsl.layers import (
     Size,
     checked_size,
 )
-from dpcdsl.operators import Operator
+from dpcdsl.operators import Operator, check_size_kept
 
 __all__ = ["function_key", "merge_operators"]
 
@@ -112,12 +111,7 @@ def _key(operator: Operator, map_size: Size, filters: int, conventions: Conventi
         else:
             steps.append(_step(layer, size))
         size = out_size
-    if size != map_size:
-        raise DpcError.of(
-            "DPC065",
-            f"`{operator}` turns a map of {map_size[0]}x{map_size[1]} into one of {size[0]}x{size[1]}",
-            hint="an operator must keep the size of its input; end its layers with `Resize()`",
-        )
+    check_size_kept(operator, map_size, size)
     key = tuple(steps)
     try:
         hash(key)

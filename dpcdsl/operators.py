@@ -28,6 +28,7 @@ __all__ = [
     "Pair",
     "Parameter",
     "ParameterValue",
+    "check_size_kept",
     "kind_named",
     "kinds",
     "register_operator",
@@ -268,6 +269,16 @@ class Operator(Value):
 
     def __repr__(self) -> str:
         return f"Operator({str(self)!r})"
+
+
+def check_size_kept(operator: Operator, size: Size, out_size: Size) -> None:
+    """Raise :class:`DpcError` (DPC065) if the operator's layers do not come back to the size of its input."""
+    if out_size != size:
+        raise DpcError.of(
+            "DPC065",
+            f"`{operator}` turns a map of {size[0]}x{size[1]} into one of {out_size[0]}x{out_size[1]}",
+            hint="an operator must keep the size of its input; end its layers with `Resize()`",
+        )
 
 
 def _unknown_parameter(kind: OperatorKind, name: str) -> Diagnostic:

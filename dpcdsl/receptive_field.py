@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from dpcdsl.cell import Cell
 from dpcdsl.errors import DpcError
 from dpcdsl.layers import Conventions, Layer, Pooling, Size, checked_size
-from dpcdsl.operators import Operator
+from dpcdsl.operators import Operator, check_size_kept
 
 if TYPE_CHECKING:
     import numpy as np
@@ -272,12 +272,7 @@ def _relations(
             reads = layer.reads(axis, size[axis], map_size[axis], conventions)
             found[axis] = tuple(reduce(or_, (found[axis][i] for i in np.flatnonzero(row)), 0) for row in reads)
         size = out_size
-    if size != map_size:
-        raise DpcError.of(
-            "DPC065",
-            f"`{operator}` turns a map of {map_size[0]}x{map_size[1]} into one of {size[0]}x{size[1]}",
-            hint="an operator must keep the size of its input; end its layers with `Resize()`",
-        )
+    check_size_kept(operator, map_size, size)
     return found[0], found[1]
 
 

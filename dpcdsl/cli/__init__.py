@@ -86,7 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OSError as error:
         _silence()
         reason = (error.strerror or str(error)).lower()
-        click.echo(f"error: standard output cannot be written: {reason} [DPC060]", err=True)
+        what = f"{error.filename} cannot be used" if error.filename else "standard output cannot be written"
+        click.echo(f"error: {what}: {reason} [DPC060]", err=True)
         sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)
 

@@ -36,8 +36,8 @@ __all__ = [
     "conventions_options",
     "form_option",
     "json_option",
-    "names",
     "load_plugin",
+    "names",
     "print_json",
     "progress",
     "read_stdin",
@@ -81,12 +81,12 @@ SIZE = _Size()
 def names(_: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """What a shell can complete a cell or a space to."""
     cells_only = param.name in ("cell", "a", "b") and "SPACE" not in (param.metavar or "")
-    names = [
+    found = [
         CompletionItem(name, help=definition.noun)
         for name, definition in zoo().items()
         if name.startswith(incomplete) and definition.noun in (("cell",) if cells_only else ("cell", "space"))
     ]
-    return [*names, CompletionItem(incomplete, type="file")]
+    return [*found, CompletionItem(incomplete, type="file")]
 
 
 cell_argument = click.argument("cell", metavar="CELL", shell_complete=names)
@@ -152,6 +152,14 @@ def form_option(default: str) -> Callable[[F], F]:
     )
 
 
+class NamedSpace(NamedTuple):
+    """A space, how the user named it, and the names known where it stands."""
+
+    name: str
+    space: Space
+    scope: Mapping[str, Definition]
+
+
 def space_of(reference: str, where: Iterable[str] = ()) -> NamedSpace:
     """The space that an argument names, with more constraints; their names are those of its file, or of the zoo."""
     found = find(reference, "space", read_stdin=read_stdin)
@@ -164,14 +172,6 @@ def space_of(reference: str, where: Iterable[str] = ()) -> NamedSpace:
     ]
     name += f" where {' and '.join(conditions)}" if conditions else ""
     return NamedSpace("" if reference == "-" else name, space.where(*constraints), found.scope)
-
-
-class NamedSpace(NamedTuple):
-    """A space, how the user named it, and the names known where it stands."""
-
-    name: str
-    space: Space
-    scope: Mapping[str, Definition]
 
 
 @contextmanager

@@ -69,6 +69,11 @@ def _cells(space: Space, up_to: Any, at: Size | None, conventions: Conventions, 
     return enumerator(space, **_settings(up_to, at, conventions, costs=costs))
 
 
+def _taken(how: dict[str, Any]) -> Conventions:
+    """The conventions among a command's options, which are taken out."""
+    return conventions_of(*map(how.pop, ("pooling", "output_stride", "image_pooling_crop_size")))
+
+
 def _settings(up_to: Any, at: Size | None, conventions: Conventions, *, costs: bool = False) -> dict[str, Any]:
     if up_to == "function":
         return {"up_to": up_to, "at": at, "conventions": conventions}
@@ -209,14 +214,11 @@ def sample_command(
     where: tuple[str, ...],
     up_to: Any,
     at: Size | None,
-    pooling: Any,
-    output_stride: int,
-    image_pooling_crop_size: Size | None,
     **how: Any,
 ) -> None:
     """Draw cells uniformly, one per line."""
     found = space_of(space, where)
-    conventions = conventions_of(pooling, output_stride, image_pooling_crop_size)
+    conventions = _taken(how)
     with progress():
         cells = _cells(found.space, up_to, at, conventions, costs=how["output"] is not None)
         replacement = not without_replacement and shard is None
@@ -241,14 +243,11 @@ def enumerate_command(
     where: tuple[str, ...],
     up_to: Any,
     at: Size | None,
-    pooling: Any,
-    output_stride: int,
-    image_pooling_crop_size: Size | None,
     **how: Any,
 ) -> None:
     """Go through the cells in order, one per line."""
     found = space_of(space, where)
-    conventions = conventions_of(pooling, output_stride, image_pooling_crop_size)
+    conventions = _taken(how)
     with progress():
         cells = _cells(found.space, up_to, at, conventions, costs=how["output"] is not None)
     ranks = cells.walk(start, shard=shard, shuffle=shuffle)
@@ -347,9 +346,6 @@ def neighbours_command(
     seed: int,
     where: tuple[str, ...],
     as_json: bool,
-    pooling: Any,
-    output_stride: int,
-    image_pooling_crop_size: Size | None,
     **how: Any,
 ) -> None:
     """The cells that differ from one in at most --radius inputs and operators, one per line."""
@@ -371,7 +367,7 @@ def neighbours_command(
         return
     whole = enumerator(inside)
     found = map(near.unrank, near.walk() if n is None else near.draws(n, seed))
-    conventions = conventions_of(pooling, output_stride, image_pooling_crop_size)
+    conventions = _taken(how)
     total = count if n is None else n
     ranks = map(whole.rank, found)
     _write(whole, ranks, total, count=count, name=name, as_json=as_json, conventions=conventions, **how)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from itertools import chain
 from typing import Any, TypeAlias
 
@@ -37,8 +38,11 @@ class Enumerator(ABC):
 
     #: The space whose cells these are.
     space: Space
-    #: How many there are, exactly.
-    count: int
+
+    @property
+    @abstractmethod
+    def count(self) -> int:
+        """How many there are, exactly."""
 
     @abstractmethod
     def choices(self, rank: int) -> Choices:
@@ -214,9 +218,9 @@ class Enumerator(ABC):
 
     # What subclasses share
 
-    @property
+    @cached_property
     def _branches(self) -> dict[tuple[int, int, int], Branch]:
-        return self.__dict__.setdefault("_known_branches", {})  # type: ignore[no-any-return]
+        return {}
 
     def empty(self) -> DpcError:
         """What is said of a space without cells."""

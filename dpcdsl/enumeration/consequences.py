@@ -99,13 +99,11 @@ class Consequences:
         """What it adds to each measure that the cell ends after so many branches."""
         return [missing(measure, branches) for measure in self.measures]
 
-    def agree(self, labels: Mapping[Operator, int]) -> bool:
-        """Whether operators of equal labels have all consequences met so far in common."""
-        return all(
-            len({(labels[o], group) for o, group in zip(operators.operators, groups.group_of, strict=True)})
-            == len({labels[operator] for operator in operators.operators})
-            for (operators, _, _), groups in self._known.items()
-        )
+    def agree(self, operators: OperatorSet, channels: Channels, labels: Mapping[Operator, int]) -> bool:
+        """Whether operators of equal labels have one consequence where they read a tensor of ``channels``."""
+        numbers = [labels[operator] for operator in operators.operators]
+        group_of = self.groups(operators, channels).group_of
+        return len(set(zip(numbers, group_of, strict=True))) == len(set(numbers))
 
 
 def missing(measure: Measure, branches: int) -> int:

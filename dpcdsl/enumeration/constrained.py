@@ -54,7 +54,7 @@ class ConstrainedEnumerator(Enumerator):
         self._lock = RLock()  # of what is worked out once
 
     @cached_property
-    def count(self) -> int:  # type: ignore[override]
+    def count(self) -> int:
         with self._lock:
             if "_completions" in self.__dict__:
                 return sum(n for counts in self._completions[0].values() for n in counts.values())

@@ -39,14 +39,13 @@ def is_forest_space(space: Space) -> bool:
 class ForestEnumerator(Enumerator):
     """The classes of a space for which :func:`is_forest_space` holds.
 
-    stands_for: for each operator's number that of the operator that it counts as, which costs the same; by default
-    itself. keep: measures that :meth:`distribution` tells.
+    stands_for: for each operator's number that of the operator that it counts as, which costs the same; its own where
+    none are merged. keep: measures that :meth:`distribution` tells.
     """
 
-    def __init__(self, space: Space, stands_for: Sequence[int] | None = None, keep: Sequence[Measure] = ()):
+    def __init__(self, space: Space, stands_for: Sequence[int], keep: Sequence[Measure] = ()):
         self.space = space
         everything = space.slots[0].operators
-        stands_for = range(len(everything)) if stands_for is None else stands_for
         self._numbers = sorted(set(stands_for))  # number here -> number in the space
         place = {number: i for i, number in enumerate(self._numbers)}
         self._stands_for = [place[number] for number in stands_for]
@@ -72,7 +71,10 @@ class ForestEnumerator(Enumerator):
         ]
         self._running = list(accumulate(count for _, _, count in self._parts))
         self._place = {(size, weight): i for i, (size, weight, _) in enumerate(self._parts)}
-        self.count = self._running[-1] if self._running else 0
+
+    @property
+    def count(self) -> int:
+        return self._running[-1] if self._running else 0
 
     def _consequences(self, channels: Channels) -> list[tuple[int, Channels]]:
         return self._tally.consequences(self._operators, channels)

@@ -51,7 +51,10 @@ class ListedEnumerator(Enumerator):
                     self._class_of[key] = len(self._first)
                     self._first.append(rank)
             report("listing", stop, genomes.count)
-        self.count = len(self._first)
+
+    @property
+    def count(self) -> int:
+        return len(self._first)
 
     def rank(self, cell: Cell) -> int:
         """The rank of the class of ``cell``, which need not lie in the space itself if another of its class does."""

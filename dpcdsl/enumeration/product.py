@@ -6,6 +6,7 @@ slot is the most significant. So ranks grow in the lexicographic order of the ve
 
 from __future__ import annotations
 
+from functools import cached_property
 from itertools import accumulate
 from math import prod
 from operator import mul
@@ -34,7 +35,6 @@ class ProductEnumerator(Enumerator):
         self._radices = [
             len(inputs) * operators for inputs, operators in zip(self._inputs, self._operators, strict=True)
         ]
-        self.count = prod(self._radices)
         # Slots in runs whose digits together fit 64 bits, from the last slot to the first.
         self._runs: list[tuple[range, int]] = []
         last = len(self._radices)
@@ -43,6 +43,10 @@ class ProductEnumerator(Enumerator):
             fitting = max(1, sum(map(fits_64_bits, products)))
             self._runs.append((range(last - fitting, last), products[fitting - 1]))
             last -= fitting
+
+    @cached_property
+    def count(self) -> int:
+        return prod(self._radices)
 
     def choices(self, rank: int) -> Choices:
         found = []
@@ -92,13 +96,13 @@ class ProductEnumerator(Enumerator):
     def ranks(self, vectors: npt.ArrayLike) -> Ranks:
         checked = self._checked_vectors(vectors)
         small = fits_64_bits(self.count)
-        found: Any = np.zeros(len(checked), np.uint64 if small else object)
+        found: Ranks = np.zeros(len(checked), np.uint64 if small else object)
         for slots, size in reversed(self._runs):
             digits = np.empty(len(checked), np.uint64)
             for start in range(0, len(checked), _CHUNK):
                 digits[start : start + _CHUNK] = self._encode(slots, checked[start : start + _CHUNK], start)
             found = digits if small else found * size + digits.astype(object)
-        return found  # type: ignore[no-any-return]
+        return found
 
     def _encode(self, slots: range, rows: npt.NDArray[np.integer[Any]], first_row: int) -> npt.NDArray[np.uint64]:
         digits = np.zeros(len(rows), np.uint64)

@@ -53,26 +53,36 @@ class SumsOfSpace:
         return 0 if self._optional else self.pack(self._consequences.of_missing(len(self._space.slots)))
 
     @cached_property
-    def bounds(self) -> list[list[tuple[int, int]]]:
-        """By slots decided, and measure: the least and the most that later slots add.
+    def reads(self) -> dict[tuple[OperatorSet, Channels], int]:
+        """Operator sets, the channels of tensors that they may read, and how many slots come before the first to do so.
 
         Raises :class:`DpcError` (DPC070) if there are more than :data:`MAX_CHANNELS` numbers of channels.
         """
         channels: set[Channels] = {self._consequences.features}
-        seen: set[tuple[OperatorSet, Channels]] = set()
+        found: dict[tuple[OperatorSet, Channels], int] = {}
+        for before, slot in enumerate(self._space.slots):
+            for read in [c for c in channels if (slot.operators, c) not in found]:
+                found[slot.operators, read] = before
+                channels |= {c.channels for c in self._consequences.groups(slot.operators, read).consequences}
+                if len(channels) > MAX_CHANNELS:
+                    raise too_many_channels()
+        return found
+
+    @cached_property
+    def bounds(self) -> list[list[tuple[int, int]]]:
+        """By slots decided, and measure: the least and the most that later slots add."""
+        new: dict[int, list[Channels]] = {}
+        for (_, read), before in self.reads.items():
+            new.setdefault(before, []).append(read)
         spans: dict[OperatorSet, list[tuple[int, int]]] = {}
         each: list[list[tuple[int, int]]] = []
-        for slot in self._space.slots:
+        for before, slot in enumerate(self._space.slots):
             operators = slot.operators
-            for read in [c for c in channels if (operators, c) not in seen]:
-                seen.add((operators, read))
+            for read in new.get(before, []):
                 for consequence in self._consequences.groups(operators, read).consequences:
                     added = consequence.added
                     span = spans.get(operators) or [(n, n) for n in added]
                     spans[operators] = [(min(a, n), max(b, n)) for (a, b), n in zip(span, added, strict=True)]
-                    channels.add(consequence.channels)
-                if len(channels) > MAX_CHANNELS:
-                    raise too_many_channels()
             each.append(
                 [
                     (0, 2) if isinstance(measure, Distance) else (0 if slot.optional else least, most)

@@ -10,7 +10,7 @@ every count is exact.
 from __future__ import annotations
 
 import sys
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -193,8 +193,7 @@ class Tally:
 
     def agree(self, labels: Mapping[Operator, int]) -> bool:
         """Whether operators of equal labels are alike to every measure, in every slot that has them."""
-        self.sums.bounds  # noqa: B018 (goes through all channels that occur)
-        return self._consequences.agree(labels)
+        return all(self._consequences.agree(operators, read, labels) for operators, read in self.sums.reads)
 
     def moves(self, number: int, structure: Structure) -> list[tuple[int, int, Structure]]:
         """All that slot ``number`` can do: (choices, what they add to the sums, the structure after them)."""
@@ -270,9 +269,7 @@ class Tally:
 
     def finished(self) -> Iterator[tuple[Structure, Sums, int]]:
         """Whole cells that fulfil the constraints: structure, finished sums, and how many there are."""
-        layer: Layer = {}
-        for layer in self.layers():  # noqa: B007 (the last one counts)
-            pass
+        layer = deque(self.layers(), maxlen=1).pop()
         for structure, counts in layer.items():
             for sums, count in counts.items():
                 ended = self.finish(structure, sums)
