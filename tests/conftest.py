@@ -16,6 +16,7 @@ from support import Dpc, Golden, Outcome
 from dpcdsl import operators
 from dpcdsl.cli import main
 
+pytest.register_assert_rewrite("brute_force")
 settings.register_profile("test", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("test")
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from itertools import product
 from math import comb
 from typing import Any
 
 import numpy as np
 import pytest
+from brute_force import cell_of, everything, genomes_of
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -25,28 +26,7 @@ def space_of(text: str) -> Space:
 
 def members(space: Space) -> list[Cell]:
     """Every cell of a space, once for each way to choose it: by trying every choice at every slot."""
-
-    def found() -> Iterator[Cell]:
-        choices = [
-            [*([None] if slot.optional else []), *product(slot.inputs or range(number), slot.operators.operators)]
-            for number, slot in enumerate(space.slots, 1)
-        ]
-        for picked in product(*choices):
-            places, branches = {0: 0}, []
-            for number, pick in enumerate(picked, 1):
-                if pick is None:
-                    continue
-                if pick[0] not in places:
-                    break
-                branches.append((places[pick[0]], pick[1]))
-                places[number] = len(branches)
-            else:
-                if branches:
-                    cell = Cell.of(*branches, filters=space.filters)
-                    if all(constraint.holds(cell) for constraint in space.constraints):
-                        yield cell
-
-    return list(found())
+    return [cell for _, cell in everything(space) if all(constraint.holds(cell) for constraint in space.constraints)]
 
 
 def differences(a: Cell, b: Cell) -> int:
@@ -277,22 +257,8 @@ def children(a: Cell, b: Cell, space: Space) -> set[Cell]:
         pairs = {(source, operator) for source, _ in there for _, operator in there}
         offered.append([*([None] if len(there) < 2 else []), *sorted(pairs)])
         assert slot.optional or len(there) == 2
-    found = set()
-    for picked in product(*offered):
-        places, branches = {0: 0}, []
-        for number, pick in enumerate(picked, 1):
-            if pick is None:
-                continue
-            if pick[0] not in places:
-                break
-            branches.append((places[pick[0]], space.slots[number - 1].operators.operators[pick[1]]))
-            places[number] = len(branches)
-        else:
-            if branches:
-                cell = Cell.of(*branches, filters=space.filters)
-                if all(constraint.holds(cell) for constraint in space.constraints):
-                    found.add(cell)
-    return found
+    cells = {cell_of(space, choices) for choices in genomes_of(offered)}
+    return {cell for cell in cells if all(constraint.holds(cell) for constraint in space.constraints)}
 
 
 @spaces
