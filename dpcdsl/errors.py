@@ -77,6 +77,8 @@ CODES: dict[str, str] = {
     "DPC072": "the ID belongs to another space",
     "DPC073": "not an ID",
     "DPC074": "fewer cells than were asked for",
+    # Native kernels
+    "DPC080": "the native kernels cannot be used",
 }
 
 _WINDOW = 100  # characters of a source line shown around the caret

@@ -1,0 +1,124 @@
+// The C interface of the CPU kernels. Every function returns 0, or 1 if there was no memory.
+//
+// Maps have channels that lie side by side (stride_c 1), unless it says otherwise. Nothing is checked here: the one
+// caller, native.py, has checked shapes, types and strides.
+#include "pooling.h"
+#include "training.h"
+
+#ifndef DPC_KEY
+#define DPC_KEY ""
+#endif
+
+using namespace dpc;
+
+namespace {
+
+template <class Body>
+int guarded(Body body) {
+  try {
+    body();
+    return 0;
+  } catch (const std::bad_alloc&) {
+    return 1;
+  }
+}
+
+// body(T{}) with T what the map holds.
+template <class Body>
+int typed(const Map& map, Body body) {
+  return guarded([&] {
+    if (map.type == kFloat32)
+      body(float{});
+    else
+      body(BFloat16{});
+  });
+}
+
+}  // namespace
+
+#pragma GCC visibility push(default)
+extern "C" {
+
+const char* dpc_key() { return DPC_KEY; }
+int dpc_has_pairs() { return kHasPairs; }
+int dpc_lanes() { return kLanes; }
+
+// pairs: the weights are bf16 pairs, and the products are computed so.
+int dpc_evaluate(const Map* x, int64_t branches, const Branch* branch, const Projection* projection, int pairs,
+                 int threads) {
+  return typed(*x, [&](auto element) {
+    using T = decltype(element);
+    if constexpr (kHasPairs && sizeof(T) == 2) {
+      if (pairs) return evaluate<T, BFloat16>(*x, branches, branch, projection, threads);
+    }
+    evaluate<T, float>(*x, branches, branch, projection, threads);
+  });
+}
+
+int dpc_depthwise(const Map* x, const Depthwise* conv, const Map* y, double* mean, double* deviations, int threads) {
+  return typed(*x, [&](auto element) {
+    depthwise_forward<decltype(element)>(*x, *conv, *y, mean, deviations, threads);
+  });
+}
+
+int dpc_depthwise_backward(const Map* g, const Map* x, const Depthwise* conv, const Map* dx, int add, float* dw,
+                           int threads) {
+  return typed(*g, [&](auto element) {
+    depthwise_backward<decltype(element)>(*g, *x, *conv, dx, add != 0, dw, threads);
+  });
+}
+
+int dpc_pointwise(const Map* x, const Affine* before, const float* weight, int64_t row, const Map* p, double* mean,
+                  double* deviations, int threads) {
+  return typed(*x, [&](auto element) {
+    pointwise_forward<decltype(element)>(*x, *before, weight, row, *p, mean, deviations, threads);
+  });
+}
+
+int dpc_pointwise_backward(const Map* one, const Map* two, const Map* p, const NormGradient* norm, const Map* x,
+                           const Affine* before, const float* weight, int64_t row, const Map* dx, int add, float* dw,
+                           const float* mean, const float* inverse, double* plain, double* with, int threads) {
+  return typed(*p, [&](auto element) {
+    pointwise_backward<decltype(element)>(*one, two, *p, *norm, *x, *before, weight, row, dx, add != 0, dw, mean,
+                                          inverse, plain, with, threads);
+  });
+}
+
+int dpc_affine(const Map* x, const Affine* affine, const Map* y, int threads) {
+  return typed(*x, [&](auto element) { affine_forward<decltype(element)>(*x, *affine, *y, threads); });
+}
+
+int dpc_affine_backward(const Map* g, const Map* x, const float* a, const float* b, const float* c, int threads) {
+  return typed(*g, [&](auto element) { affine_backward<decltype(element)>(*g, *x, a, b, c, threads); });
+}
+
+int dpc_gradient_sums(const Map* one, const Map* two, const Map* x, const Affine* affine, const float* mean,
+                      const float* inverse, double* plain, double* with, int threads) {
+  return typed(*x, [&](auto element) {
+    gradient_sums<decltype(element)>(*one, two, *x, *affine, mean, inverse, plain, with, threads);
+  });
+}
+
+int dpc_pool(const Map* x, const Map* to, int threads) {
+  return typed(*x, [&](auto element) { pool<decltype(element)>(*x, *to, threads); });
+}
+
+int dpc_pool_backward(const Map* g, const Map* dx, int add, int threads) {
+  return typed(*dx, [&](auto element) { pool_backward<decltype(element)>(*g, *dx, add != 0, threads); });
+}
+
+int dpc_resize(const Map* from, const Map* to, int align_corners, int threads) {
+  return typed(*to, [&](auto element) { resize<decltype(element)>(*from, *to, align_corners != 0, threads); });
+}
+
+int dpc_resize_backward(const Map* one, const Map* two, const Map* to, int align_corners, int threads) {
+  return typed(*one, [&](auto element) {
+    resize_backward<decltype(element)>(*one, two, *to, align_corners != 0, threads);
+  });
+}
+
+int dpc_copy(const Map* from, const Map* to, int threads) {
+  return typed(*from, [&](auto element) { copy_map<decltype(element)>(*from, *to, threads); });
+}
+}
+#pragma GCC visibility pop

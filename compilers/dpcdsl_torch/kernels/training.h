@@ -1,0 +1,366 @@
+// Passes of training: what lies between two batch normalisations is one pass, with their sums gathered on the way.
+//
+//   forward   d = depthwise(x), moments of d | p = pointwise(ReLU(norm d)), moments of p | y = ReLU(norm p)
+//   backward  sums over y's gradient | pointwise and ReLU back, sums on the way | normalisation back | depthwise back
+//
+// A normalisation is given as scale and shift (y = scale x + shift), its gradient as three factors a channel:
+// dx = a g + b x + c.
+#pragma once
+#include <algorithm>
+#include <vector>
+
+#include "evaluation.h"
+
+namespace dpc {
+
+// Mean and sum of squared deviations by channel, merged from blocks (Chan, Golub, LeVeque 1979): without cancellation.
+struct Moments {
+  int64_t count = 0;
+  std::vector<double> mean, deviations;
+
+  explicit Moments(int64_t channels) : mean(channels), deviations(channels) {}
+
+  void merge(int64_t more, int64_t c, double other_mean, double other_deviations) {
+    double total = double(count + more), delta = other_mean - mean[c];
+    mean[c] += delta * (double(more) / total);
+    deviations[c] += other_deviations + delta * delta * (double(count) * double(more) / total);
+  }
+
+  void merge(const Moments& other) {
+    if (other.count == 0) return;
+    for (size_t c = 0; c < mean.size(); c++) merge(other.count, int64_t(c), other.mean[c], other.deviations[c]);
+    count += other.count;
+  }
+
+  // `rows` positions of all channels, `step` apart.
+  template <class T>
+  void add(const T* from, int64_t step, int64_t rows) {
+    const int64_t channels = int64_t(mean.size());
+    each_vector(channels, [&](int64_t c, auto lanes) {
+      Vector sum = {}, squares = {};
+      for (int64_t i = 0; i < rows; i++) sum += lanes.load(from + i * step + c);
+      Vector middle = sum / float(rows);
+      for (int64_t i = 0; i < rows; i++) {
+        Vector away = lanes.load(from + i * step + c) - middle;
+        squares += away * away;
+      }
+      for (int64_t k = 0; k < std::min<int64_t>(kLanes, channels - c); k++)
+        merge(rows, c + k, middle[k], squares[k]);
+    });
+    count += rows;
+  }
+};
+
+// What the training passes read a map as: matrices, so that a position's place needs no division.
+template <class T>
+T* row(const Map& map, int64_t position) {
+  return static_cast<T*>(map.data) + position * map.stride_w;
+}
+
+constexpr int64_t kStatisticsBlock = 48;
+constexpr int64_t kTrainingBlock = 192;
+
+inline Share block_range(int64_t block, int64_t size, int64_t count) {
+  return {block * size, std::min((block + 1) * size, count)};
+}
+
+// y = depthwise(x), and the moments of y unless they are null.
+template <class T>
+void depthwise_forward(const Map& x, const Depthwise& conv, const Map& y, double* mean, double* deviations,
+                       int threads) {
+  const int64_t count = positions(x), blocks = (count + kStatisticsBlock - 1) / kStatisticsBlock;
+  std::vector<Moments> moments(mean ? std::max(threads, 1) : 0, Moments(x.c));
+  in_threads(threads, [&](int thread, int all) {
+    Share mine = share(blocks, thread, all);
+    for (int64_t b = mine.first; b < mine.last; b++) {
+      Share range = block_range(b, kStatisticsBlock, count);
+      T* to = row<T>(y, range.first);
+      convolve<T>(x, conv, 0, x.c, range.first, range.last - range.first, to, y.stride_w);
+      if (mean) moments[thread].add(to, y.stride_w, range.last - range.first);
+    }
+  });
+  if (!mean) return;
+  for (size_t t = 1; t < moments.size(); t++) moments[0].merge(moments[t]);
+  std::copy(moments[0].mean.begin(), moments[0].mean.end(), mean);
+  std::copy(moments[0].deviations.begin(), moments[0].deviations.end(), deviations);
+}
+
+// A normalisation and ReLU on the way in: value = max(scale x + shift, floor); scale null means the map as it is.
+struct Affine {
+  const float* scale;
+  const float* shift;
+  float floor;
+};
+
+template <class T>
+void activate(const Map& x, const Affine& affine, int64_t c, int64_t channels, int64_t first, int64_t count, float* to,
+              int64_t step) {
+  const Vector lowest = splat(affine.floor);
+  for (int64_t i = 0; i < count; i++) {
+    const T* from = row<T>(x, first + i) + c;
+    if (affine.scale == nullptr)
+      each_vector(channels, [&](int64_t k, auto lanes) { lanes.store(lanes.load(from + k), to + i * step + k); });
+    else
+      each_vector(channels, [&](int64_t k, auto lanes) {
+        Vector value = lanes.load(from + k) * lanes.load(affine.scale + c + k) + lanes.load(affine.shift + c + k);
+        lanes.store(clamp(value, lowest), to + i * step + k);
+      });
+  }
+}
+
+// p = pointwise(max(scale x + shift, floor)), and the moments of p. weight [depth, row], fp32.
+template <class T>
+void pointwise_forward(const Map& x, const Affine& affine, const float* weight, int64_t row_length, const Map& p,
+                       double* mean, double* deviations, int threads) {
+  const int64_t count = positions(x), blocks = (count + kBlock - 1) / kBlock;
+  const int64_t chunk = depth_of_chunk(x.c), columns = padded(p.c);
+  Layout layout;
+  const int64_t a_at = layout.floats(kBlock * chunk), c_at = layout.floats(kBlock * columns);
+  char* memory = static_cast<char*>(scratch(layout.bytes() * std::max(threads, 1)));
+  std::vector<Moments> moments(mean ? std::max(threads, 1) : 0, Moments(p.c));
+  in_threads(threads, [&](int thread, int all) {
+    float* a = reinterpret_cast<float*>(memory + thread * layout.bytes() + a_at);
+    float* c = reinterpret_cast<float*>(memory + thread * layout.bytes() + c_at);
+    Share mine = share(blocks, thread, all);
+    for (int64_t b = mine.first; b < mine.last; b++) {
+      Share range = block_range(b, kBlock, count);
+      const int64_t rows = range.last - range.first;
+      for (int64_t k = 0; k < x.c; k += chunk) {
+        const int64_t depth = std::min(chunk, x.c - k);
+        const float* left = a;
+        int64_t left_row = depth;
+        if (sizeof(T) == 4 && affine.scale == nullptr) {
+          left = row<float>(x, range.first) + k;
+          left_row = x.stride_w;
+        } else {
+          activate<T>(x, affine, k, depth, range.first, rows, a, depth);
+        }
+        multiply(rows, columns, depth, left, left_row, 1, weight + k * row_length, row_length, c, columns, k > 0);
+      }
+      for (int64_t i = 0; i < rows; i++) {
+        T* to = row<T>(p, range.first + i);
+        each_vector(p.c, [&](int64_t k, auto lanes) { lanes.store(lanes.load(c + i * columns + k), to + k); });
+      }
+      if (mean) moments[thread].add(row<T>(p, range.first), p.stride_w, rows);
+    }
+  });
+  if (!mean) return;
+  for (size_t t = 1; t < moments.size(); t++) moments[0].merge(moments[t]);
+  std::copy(moments[0].mean.begin(), moments[0].mean.end(), mean);
+  std::copy(moments[0].deviations.begin(), moments[0].deviations.end(), deviations);
+}
+
+// y = max(scale x + shift, floor).
+template <class T>
+void affine_forward(const Map& x, const Affine& affine, const Map& y, int threads) {
+  const Vector lowest = splat(affine.floor);
+  in_threads(threads, [&](int thread, int all) {
+    Share mine = share(positions(x), thread, all);
+    for (int64_t i = mine.first; i < mine.last; i++) {
+      const T* from = row<T>(x, i);
+      T* to = row<T>(y, i);
+      each_vector(x.c, [&](int64_t k, auto lanes) {
+        Vector value = lanes.load(from + k) * lanes.load(affine.scale + k) + lanes.load(affine.shift + k);
+        lanes.store(clamp(value, lowest), to + k);
+      });
+    }
+  });
+}
+
+// dx = a g + b x + c by channel, in place of g.
+template <class T>
+void affine_backward(const Map& g, const Map& x, const float* a, const float* b, const float* c, int threads) {
+  in_threads(threads, [&](int thread, int all) {
+    Share mine = share(positions(g), thread, all);
+    for (int64_t i = mine.first; i < mine.last; i++) {
+      T* gradient = row<T>(g, i);
+      const T* value = row<T>(x, i);
+      each_vector(g.c, [&](int64_t k, auto lanes) {
+        lanes.store(lanes.load(a + k) * lanes.load(gradient + k) + lanes.load(b + k) * lanes.load(value + k) +
+                        lanes.load(c + k),
+                    gradient + k);
+      });
+    }
+  });
+}
+
+// Sums by channel of g and of g x_hat, where g has passed the ReLU and x_hat = (x - mean) * inverse.
+class GradientSums {
+ public:
+  explicit GradientSums(int64_t channels) : plain_(channels), with_(channels) {}
+
+  void add(int64_t c, int64_t lanes, Vector plain, Vector with) {
+    for (int64_t k = 0; k < lanes; k++) {
+      plain_[c + k] += plain[k];
+      with_[c + k] += with[k];
+    }
+  }
+  static void write(const std::vector<GradientSums>& all, double* plain, double* with) {
+    for (size_t c = 0; c < all[0].plain_.size(); c++) {
+      plain[c] = with[c] = 0;
+      for (const GradientSums& one : all) {
+        plain[c] += one.plain_[c];
+        with[c] += one.with_[c];
+      }
+    }
+  }
+
+ private:
+  std::vector<double> plain_, with_;
+};
+
+// The gradient that reaches a branch: from outside, from the branches that read it, or both.
+template <class T>
+struct Incoming {
+  const Map* one;
+  const Map* two;
+
+  template <class Lanes>
+  Vector at(int64_t position, int64_t c, Lanes lanes) const {
+    Vector g = lanes.load(row<T>(*one, position) + c);
+    return two ? g + lanes.load(row<T>(*two, position) + c) : g;
+  }
+};
+
+template <class T>
+void gradient_sums(const Map& one, const Map* two, const Map& x, const Affine& affine, const float* mean,
+                   const float* inverse, double* plain, double* with, int threads) {
+  const int64_t count = positions(x), blocks = (count + kStatisticsBlock - 1) / kStatisticsBlock;
+  const Incoming<T> incoming{&one, two};
+  const Vector lowest = splat(affine.floor);
+  std::vector<GradientSums> sums(std::max(threads, 1), GradientSums(x.c));
+  in_threads(threads, [&](int thread, int all) {
+    Share mine = share(blocks, thread, all);
+    for (int64_t b = mine.first; b < mine.last; b++) {
+      Share range = block_range(b, kStatisticsBlock, count);
+      each_vector(x.c, [&](int64_t c, auto lanes) {
+        const Vector scale = lanes.load(affine.scale + c), shift = lanes.load(affine.shift + c);
+        const Vector middle = lanes.load(mean + c), unit = lanes.load(inverse + c);
+        Vector s = {}, t = {};
+        for (int64_t i = range.first; i < range.last; i++) {
+          Vector value = lanes.load(row<T>(x, i) + c);
+          Vector g = passed(incoming.at(i, c, lanes), value * scale + shift, lowest);
+          s += g;
+          t += g * ((value - middle) * unit);
+        }
+        sums[thread].add(c, std::min<int64_t>(kLanes, x.c - c), s, t);
+      });
+    }
+  });
+  GradientSums::write(sums, plain, with);
+}
+
+// The normalisation after a product, backwards: dp = a g + b p + c, where g has passed the ReLU of `affine`.
+struct NormGradient {
+  Affine affine;
+  const float *a, *b, *c;
+};
+
+// Back through ReLU, normalisation and product: dx (+)= gradient of the product's input x, through x's own ReLU and
+// times nothing else; dw [filters, depth] = gradient of the weight. weight [filters, row], fp32. With `mean`, also the
+// sums of the gradient that passed x's ReLU.
+template <class T>
+void pointwise_backward(const Map& one, const Map* two, const Map& p, const NormGradient& norm, const Map& x,
+                        const Affine& before, const float* weight, int64_t weight_row, const Map* dx, bool add,
+                        float* dw, const float* mean, const float* inverse, double* plain, double* with, int threads) {
+  const int64_t count = positions(x), blocks = (count + kTrainingBlock - 1) / kTrainingBlock;
+  const int64_t chunk = depth_of_chunk(x.c), wide = padded(chunk), columns = padded(p.c), all_depth = padded(x.c);
+  threads = int(std::min<int64_t>(std::max(threads, 1), std::max<int64_t>(blocks, 1)));
+  Layout layout;
+  const int64_t g_at = layout.floats(kTrainingBlock * columns), x_at = layout.floats(kTrainingBlock * wide);
+  const int64_t dx_at = layout.floats(kTrainingBlock * wide), dw_at = layout.floats(p.c * all_depth);
+  char* memory = static_cast<char*>(scratch(layout.bytes() * threads));
+  const Incoming<T> incoming{&one, two};
+  const Vector lowest = splat(norm.affine.floor), lowest_before = splat(before.floor);
+  std::vector<GradientSums> sums(mean ? threads : 0, GradientSums(x.c));
+  std::vector<char> begun(threads, 0);
+  in_threads(threads, [&](int thread, int all) {
+    char* own = memory + thread * layout.bytes();
+    float *g = reinterpret_cast<float*>(own + g_at), *value = reinterpret_cast<float*>(own + x_at);
+    float *gx = reinterpret_cast<float*>(own + dx_at), *gw = reinterpret_cast<float*>(own + dw_at);
+    Share mine = share(blocks, thread, all);
+    for (int64_t b = mine.first; b < mine.last; b++) {
+      Share range = block_range(b, kTrainingBlock, count);
+      const int64_t rows = range.last - range.first;
+      for (int64_t i = 0; i < rows; i++) {
+        const T* at = row<T>(p, range.first + i);
+        each_vector(p.c, [&](int64_t c, auto lanes) {
+          Vector v = lanes.load(at + c);
+          Vector after = v * lanes.load(norm.affine.scale + c) + lanes.load(norm.affine.shift + c);
+          Vector passing = passed(incoming.at(range.first + i, c, lanes), after, lowest);
+          lanes.store(lanes.load(norm.a + c) * passing + lanes.load(norm.b + c) * v + lanes.load(norm.c + c),
+                      g + i * columns + c);
+        });
+      }
+      for (int64_t k = 0; k < x.c; k += chunk) {
+        const int64_t depth = std::min(chunk, x.c - k), depth_row = padded(depth);
+        for (int64_t i = 0; depth_row != depth && i < rows; i++)  // what is multiplied by nothing must not be NaN
+          std::fill(value + i * depth_row + depth, value + (i + 1) * depth_row, 0.0f);
+        activate<T>(x, before, k, depth, range.first, rows, value, depth_row);
+        if (dw)
+          multiply(p.c, depth_row, rows, g, 1, columns, value, depth_row, gw + k, all_depth, begun[thread] != 0);
+        if (dx == nullptr) continue;
+        multiply(rows, depth_row, p.c, g, columns, 1, weight + k, weight_row, gx, depth_row, false);
+        each_vector(depth, [&](int64_t c, auto lanes) {
+          Vector s = {}, t = {};
+          const Vector middle = mean ? lanes.load(mean + k + c) : Vector{};
+          const Vector unit = mean ? lanes.load(inverse + k + c) : Vector{};
+          for (int64_t i = 0; i < rows; i++) {
+            Vector gradient = lanes.load(gx + i * depth_row + c);
+            if (before.scale) gradient = passed(gradient, lanes.load(value + i * depth_row + c), lowest_before);
+            T* to = row<T>(*dx, range.first + i) + k + c;
+            if (add) gradient += lanes.load(to);
+            lanes.store(gradient, to);
+            if (mean) {
+              s += gradient;
+              t += gradient * ((lanes.load(row<T>(x, range.first + i) + k + c) - middle) * unit);
+            }
+          }
+          if (mean) sums[thread].add(k + c, std::min<int64_t>(kLanes, depth - c), s, t);
+        });
+      }
+      begun[thread] = 1;
+    }
+  });
+  if (mean) GradientSums::write(sums, plain, with);
+  if (!dw) return;
+  for (int64_t f = 0; f < p.c; f++)
+    for (int64_t k = 0; k < x.c; k++) {
+      float total = 0;
+      for (int t = 0; t < threads; t++)
+        if (begun[t]) total += reinterpret_cast<float*>(memory + t * layout.bytes() + dw_at)[f * all_depth + k];
+      dw[f * x.c + k] = total;
+    }
+}
+
+// dx (+)= gradient of a depthwise convolution's input, dw [taps, c] of its weight; either may be null.
+template <class T>
+void depthwise_backward(const Map& g, const Map& x, const Depthwise& conv, const Map* dx, bool add, float* dw,
+                        int threads) {
+  const int64_t taps = conv.taps.count, size = taps * g.c, count = positions(g);
+  std::vector<int64_t> dy(taps), dx_offsets(taps);
+  for (int64_t t = 0; t < taps; t++) {
+    dy[t] = -conv.taps.dy[t];
+    dx_offsets[t] = -conv.taps.dx[t];
+  }
+  Layout layout;
+  layout.floats(dw ? size : 0);
+  threads = std::max(threads, 1);
+  char* memory = static_cast<char*>(scratch(layout.bytes() * threads + 1));
+  int started = 1;  // OpenMP may give fewer than it was asked for
+  in_threads(threads, [&](int thread, int all) {
+    if (thread == 0) started = all;
+    float* own = dw ? reinterpret_cast<float*>(memory + thread * layout.bytes()) : nullptr;
+    if (own) std::fill(own, own + size, 0.0f);
+    Share mine = share(count, thread, all);
+    // Sums over short ranges are added up, which keeps them exact to fp32 whatever the map's size.
+    convolution_gradients<T>(g, x, conv, dx, add, own, dy.data(), dx_offsets.data(), mine.first, mine.last - mine.first);
+  });
+  if (!dw) return;
+  for (int64_t i = 0; i < size; i++) {
+    dw[i] = 0;
+    for (int t = 0; t < started; t++) dw[i] += reinterpret_cast<float*>(memory + t * layout.bytes())[i];
+  }
+}
+
+}  // namespace dpc

@@ -1,0 +1,357 @@
+"""The compiled cell: the same parameters as the eager module, run by plans."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dpcdsl.cell import Cell
+from dpcdsl.errors import DpcError
+from dpcdsl.layers import Size
+from dpcdsl.references import read_cell
+from dpcdsl_torch import build, ops
+from dpcdsl_torch.decomposition import decomposed
+from dpcdsl_torch.lowering import BatchNorm, layer_names
+from dpcdsl_torch.plan import Form, Plan, Task, check_fusions, evaluation, training
+from dpcdsl_torch.reference import EagerCell, SameConvolution
+from dpcdsl_torch.weights import convolutions, evaluation_names, prepare, training_names
+
+__all__ = ["BACKENDS", "CompiledCell", "compile_cell"]
+
+BACKENDS = ("auto", "native", "aten")
+
+
+def compile_cell(
+    cell: Cell | str,
+    in_channels: int,
+    *,
+    backend: str = "auto",
+    without: Iterable[str] = (),
+    **options: Any,
+) -> CompiledCell:
+    """A cell as a fused ``nn.Module``: [N, ``in_channels``, H, W] to [N, ``out_channels``, H, W].
+
+    cell: a :class:`dpcdsl.Cell`, or anything that :func:`dpcdsl.read_cell` reads: a zoo name, text, a file.
+    backend: ``"auto"`` runs on the native kernels where it can and on ATen elsewhere, and says once if they are
+        missing; ``"native"`` raises if they are; ``"aten"`` does without.
+    without: fusions to leave out, by the names in ``dpcdsl_torch.plan.FUSIONS``, to measure or debug.
+    options: those of :class:`dpcdsl_torch.EagerCell`, with the same meaning and defaults.
+
+    Raises :class:`DpcError`: DPC062 for a wrong value, DPC064 for a layer without lowering, DPC080 for
+    ``backend="native"`` where there are no native kernels; and what reading a cell raises.
+    """
+    return CompiledCell(read_cell(cell) if isinstance(cell, str) else cell, in_channels, backend, without, **options)
+
+
+class CompiledCell(nn.Module):
+    """What :func:`compile_cell` returns. Its ``state_dict`` is that of :class:`dpcdsl_torch.EagerCell`.
+
+    In evaluation mode batch normalisation is folded into the weights. They are folded again when a parameter or
+    statistic has been written, replaced or moved, as far as autograd's version counters show it; after a write through
+    ``.data``, which they do not show, call :meth:`refold`.
+
+    Parameters live in the same modules as the eager cell's, but these are not called: forward hooks on them do not run.
+    """
+
+    def __init__(
+        self, cell: Cell, in_channels: int, backend: str = "auto", without: Iterable[str] = (), **options: Any
+    ) -> None:
+        super().__init__()
+        if backend not in BACKENDS:
+            choices = " or ".join(f'"{choice}"' for choice in BACKENDS)
+            raise DpcError.of("DPC062", f"backend must be {choices}, not {backend!r}")
+        if backend == "native":
+            build.require()
+        elif backend == "auto":
+            build.warn_once()
+        without = check_fusions(without)
+        eager = EagerCell(cell, in_channels, **options)
+        self.cell, self.in_channels, self.out_channels = cell, in_channels, eager.out_channels
+        self.settings, self.dropout_place = eager.settings, eager.dropout_place
+        self.backend, self.without = backend, without
+        self.branches, self.dropout, self.projection = eager.branches, eager.dropout, eager.projection
+        self._channels = (in_channels, *cell.out_channels(in_channels))
+        rest = {
+            "align_corners": self.settings.align_corners,
+            "epsilon": self.settings.batch_norm_epsilon,
+            "backend": backend,
+            "without": without,
+        }
+        conventions = self.settings.conventions
+        layers = [layer_names(branch.operator.layers(cell.filters)) for branch in cell.branches]
+        paths = [[("branches", str(i), name) for name in names] for i, names in enumerate(layers)]
+        last = [] if self.projection is None else [("projection",)]
+        concatenated = sum(self._channels[1:])
+        self._branches: _Fused | None = None
+        self._whole: _Fused | None = None
+        self._each: list[_Fused | None] = []
+        self._project: _Fused | None = None
+        branches = Task.of(cell, in_channels, conventions, **rest)
+        if branches is None:
+            for number, branch in enumerate(cell.branches):
+                one = Cell.of((0, branch.operator), filters=cell.filters)
+                task = Task.of(one, self._channels[branch.input], conventions, **rest)
+                self._each.append(None if task is None else _Fused(task, paths[number]))
+        else:
+            every = [path for branch_paths in paths for path in branch_paths]
+            self._branches = _Fused(branches, every)
+            whole = Task.of(cell, in_channels, conventions, projection=options.get("projection"), **rest)
+            assert whole is not None
+            self._whole = _Fused(whole, [*every, *last])
+        if self.projection is not None:
+            form = Form(0, concatenated, self.out_channels, norm=True, relu=True)
+            self._project = _Fused(Task(concatenated, (form,), **rest), last)
+
+    def forward(self, features: Tensor) -> Tensor:
+        self._check_features(features)
+        x = _autocast(features)
+        drops = self.training and self.dropout is not None and self.dropout.p > 0
+        if self._whole is not None and not drops and self._whole.evaluates(self, x):
+            return self._whole.evaluate(self, x)
+        x = self._concatenate(x)
+        if self._project is None or self.dropout is None:
+            return x
+        if self.dropout_place == "before_projection":
+            return self._project.run(self, self.dropout(x))
+        dropped: Tensor = self.dropout(self._project.run(self, x))
+        return dropped
+
+    def concatenate(self, features: Tensor) -> Tensor:
+        """All branches' outputs concatenated, before dropout and projection: [N, sum of channels, H, W]."""
+        self._check_features(features)
+        return self._concatenate(_autocast(features))
+
+    def _concatenate(self, x: Tensor) -> Tensor:
+        if self._branches is not None:
+            return self._branches.run(self, x)
+        # A branch with layers of a user's own runs as its modules do; the others are cells of one branch.
+        maps = [x]
+        for number, (branch, fused) in enumerate(zip(self.cell.branches, self._each, strict=True)):
+            source = maps[branch.input]
+            output: Tensor = self.branches[number](source) if fused is None else fused.run(self, source)
+            expected = (x.shape[0], self._channels[number + 1], *x.shape[2:])
+            if tuple(output.shape) != expected:
+                raise DpcError.of(
+                    "DPC064",
+                    f"branch {number + 1} ({branch.operator}) gives a map {list(output.shape)}; its layers and its "
+                    f"input say {list(expected)}",
+                    hint="see that the lowering's module agrees with the layer's out_channels and out_size",
+                )
+            maps.append(output)
+        return torch.cat(maps[1:], dim=1)
+
+    def refold(self) -> None:
+        """Fold again at the next call, whatever autograd's version counters say (after a write through ``.data``)."""
+        for fused in (self._branches, self._whole, self._project, *self._each):
+            if fused is not None:
+                fused.forget()
+
+    def plan(self, *, training_mode: bool = False, size: Size | None = None) -> Plan:
+        """How the cell is run (its branches alone in training). ``str()`` of it is to be read.
+
+        Raises :class:`DpcError` (DPC064) for a cell with layers of a user's own, which has no plan as a whole.
+        """
+        if self._whole is None or self._branches is None:
+            raise DpcError.of(
+                "DPC064",
+                "a cell with an operator that has no fused form is run branch by branch, and has no plan",
+                hint="fused are [pooling] 1x1 [resize] and depthwise, 1x1; others run as their own modules",
+            )
+        return training(self._branches.task, size) if training_mode else evaluation(self._whole.task, size)
+
+    def _check_features(self, features: Tensor) -> None:
+        shape = tuple(features.shape)
+        if len(shape) != 4:
+            raise DpcError.of(
+                "DPC062",
+                f"a cell runs on a map [N, C, H, W], not on a tensor of {len(shape)} dimensions",
+                hint="a single map becomes a batch of one by `features.unsqueeze(0)`" if len(shape) == 3 else None,
+            )
+        if shape[1] != self.in_channels:
+            last = shape[3] == self.in_channels
+            raise DpcError.of(
+                "DPC062",
+                f"the cell was built for {self.in_channels} channels, and the map has {shape[1]}",
+                hint="the map looks like [N, H, W, C]; turn it by `features.permute(0, 3, 1, 2)`"
+                if last
+                else "in_channels is the number of channels of the backbone's last feature map",
+            )
+        if not (shape[2] and shape[3]):
+            raise DpcError.of("DPC062", f"the map has no positions: its size is {shape[2]}x{shape[3]}")
+
+    def extra_repr(self) -> str:
+        return f"{self.cell}, backend={self.backend!r}"
+
+
+def _autocast(x: Tensor) -> Tensor:
+    kind = x.device.type
+    if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
+        return x.to(torch.get_autocast_dtype(kind))
+    return x
+
+
+class _Fused:
+    """A task, where its convolutions are in the module, and what was folded from them."""
+
+    def __init__(self, task: Task, paths: list[tuple[str, ...]]) -> None:
+        self.task = task
+        self.text = task.dumps()
+        self._paths = [path for path in paths if path[-1] not in ("grid_pool", "resize")]
+        self._seen: list[tuple[Tensor, int, int, torch.dtype]] = []
+        self._made_for: tuple[torch.device, torch.dtype] | None = None
+        self._ready: list[Tensor] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_seen": [], "_made_for": None, "_ready": []}  # a copy folds for itself
+
+    def forget(self) -> None:
+        self._made_for = None
+
+    def _convolutions(self, cell: nn.Module) -> list[SameConvolution]:
+        found = []
+        for path in self._paths:
+            module: Any = cell
+            for name in path:
+                module = module._modules[name]
+            found.append(module)
+        return found
+
+    def run(self, cell: nn.Module, x: Tensor) -> Tensor:
+        """In evaluation or training, as the modules' modes and autograd want it."""
+        return self.evaluate(cell, x) if self.evaluates(cell, x) else self.train(cell, x)
+
+    def evaluates(self, cell: nn.Module, x: Tensor) -> bool:
+        """Whether the folded path will do: no statistics of the batch, and nobody asks for a gradient."""
+        if _transforms_active():
+            return False
+        modules = self._convolutions(cell)
+        if any(_uses_batch(module.bn) for module in modules):
+            return False
+        return not (
+            torch.is_grad_enabled()
+            and (x.requires_grad or any(p.requires_grad for module in modules for p in module.parameters()))
+        )
+
+    def evaluate(self, cell: nn.Module, x: Tensor) -> Tensor:
+        modules = self._convolutions(cell)
+        self._check_types(modules, x)
+        result: Tensor = torch.ops.dpcdsl.cell(x, self._prepared(modules, x), self.text)
+        return result
+
+    def _prepared(self, modules: list[SameConvolution], x: Tensor) -> list[Tensor]:
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # folding is part of the graph then
+            return list(self._prepare(modules, x).values())
+        sources = _sources(modules)
+        if any(tensor.is_inference() for tensor in sources):  # has no version: nobody knows when it changes
+            with torch.no_grad():
+                return list(self._prepare(modules, x).values())
+        seen = [(tensor, tensor._version, tensor.data_ptr(), tensor.dtype) for tensor in sources]
+        made_for = (x.device, x.dtype)
+        if self._made_for != made_for or not _same(self._seen, seen):
+            # Usable in any mode, whichever this call is in.
+            with torch.inference_mode(False), torch.no_grad():
+                ready = list(self._prepare(modules, x).values())
+            # Another thread may do the same: each keeps a whole state, and the last one stays.
+            self._seen, self._ready, self._made_for = seen, ready, made_for
+            return ready
+        return self._ready
+
+    def _prepare(self, modules: list[SameConvolution], x: Tensor) -> dict[str, Tensor]:
+        return prepare(self.task, self._weights(modules), x.device, x.dtype)
+
+    def _weights(self, modules: list[SameConvolution]) -> dict[str, Tensor]:
+        weights: dict[str, Tensor] = {}
+        for (name, norm), module in zip(convolutions(self.task), modules, strict=True):
+            flat = module.weight.flatten(1)
+            weights[name] = flat.t() if name.endswith("depthwise") else flat
+            if norm:
+                assert module.bn is not None
+                weights[f"{name}.weight"], weights[f"{name}.bias"] = module.bn.weight, module.bn.bias
+                weights[f"{name}.mean"], weights[f"{name}.variance"] = module.bn.running_mean, module.bn.running_var
+        return weights
+
+    def train(self, cell: nn.Module, x: Tensor) -> Tensor:
+        modules = self._convolutions(cell)
+        self._check_types(modules, x)
+        weights = self._weights(modules)
+        batch = [_uses_batch(module.bn) for module in modules]
+        if _transforms_active() or not self.task.does("training"):
+            names = frozenset(name for (name, _), own in zip(convolutions(self.task), batch, strict=True) if own)
+            out, statistics = decomposed(self.task, x, weights, names)
+        else:
+            out, *kept = torch.ops.dpcdsl.cell_train(x, list(weights.values()), self.text, batch)
+            statistics = ops.statistics(self.task, kept)
+        for (name, _), module, own in zip(convolutions(self.task), modules, batch, strict=True):
+            if own:
+                assert module.bn is not None
+                _remember(module.bn, *statistics[name], self._count(name, x))
+        return out
+
+    def _count(self, convolution: str, x: Tensor) -> int:
+        """Positions that the convolution's statistics are over."""
+        number = int(convolution.split(".")[0])
+        form = self.task.branches[number - 1]
+        size = (x.shape[2], x.shape[3])
+        height, width = size if form.grid is None else self.task.grid_size(form, size)
+        return x.shape[0] * height * width
+
+    def _check_types(self, modules: list[SameConvolution], x: Tensor) -> None:
+        for module in modules:
+            weight = module.weight
+            if weight.device != x.device:
+                raise DpcError.of(
+                    "DPC062",
+                    f"the map is on {x.device} and the cell's weights on {weight.device}",
+                    hint="move one of them with `.to(device)`",
+                )
+            if weight.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+                raise DpcError.of(
+                    "DPC062",
+                    f"the map is {x.dtype} and the cell's weights are {weight.dtype}",
+                    hint="convert one of them with `.to(dtype)`, or use `torch.autocast`",
+                )
+
+
+def _uses_batch(bn: BatchNorm | None) -> bool:
+    return bn is not None and bn.training and bn.fine_tune
+
+
+def _sources(modules: list[SameConvolution]) -> list[Tensor]:
+    found = []
+    for module in modules:
+        found.append(module.weight)
+        if module.bn is not None:
+            bn = module.bn
+            found += [bn.weight, bn.bias, bn.running_mean, bn.running_var]
+    return found
+
+
+def _same(
+    old: list[tuple[Tensor, int, int, torch.dtype]], new: list[tuple[Tensor, int, int, torch.dtype]]
+) -> bool:
+    return len(old) == len(new) and all(
+        a is b and rest == other for (a, *rest), (b, *other) in zip(old, new, strict=True)
+    )
+
+
+def _remember(bn: BatchNorm, mean: Tensor, variance: Tensor, count: int) -> None:
+    """The running statistics take up a batch's: its mean, and its unbiased variance."""
+    if count == 0:
+        return
+    with torch.no_grad():
+        bn.num_batches_tracked.add_(1)
+        unbiased = variance * (count / max(count - 1, 1))
+        momentum = bn.momentum
+        assert momentum is not None
+        bn.running_mean.lerp_(mean.to(bn.running_mean.dtype), momentum)
+        bn.running_var.lerp_(unbiased.to(bn.running_var.dtype), momentum)
+
+
+def _transforms_active() -> bool:
+    """Whether ``torch.func`` or forward-mode differentiation looks on; they need torch's own operators."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0

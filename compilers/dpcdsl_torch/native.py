@@ -1,0 +1,491 @@
+"""The passes of :mod:`dpcdsl_torch.primitives` on the CPU, by the C++ kernels: fp32 and bf16 maps.
+
+This module is the kernels' one caller, and they check nothing: what a kernel takes for granted about its arguments is
+made so here, or asserted. An input whose strides a kernel cannot read is copied first. Kernels run without the GIL, in
+as many threads as torch has, and come out the same in every run with the same number of threads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import c_float, c_int, c_int32, c_int64, c_void_p
+from functools import cache
+from typing import Any, TypeAlias
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (the name everyone gives it)
+from torch import Tensor
+
+from dpcdsl_torch.build import Native, load
+from dpcdsl_torch.primitives import Affine, Branch, Moments, NormGradient, Projection, Taps
+
+__all__ = ["DTYPES", "MOST_TAPS", "NativePrimitives", "primitives"]
+
+#: How many taps a depthwise kernel may have here (kMostTaps of depthwise.h).
+MOST_TAPS = 1024
+
+_COLUMNS = 32  # rows of weights are padded to a multiple of it (kColumns of gemm.h)
+_PAGE = 1024  # floats; rows that are as far apart fall into the same lines of the cache
+_NO_FLOOR = float("-inf")
+_TYPES = {torch.float32: 0, torch.bfloat16: 1}
+_NOWHERE = Taps((1 << 40,), (0,))  # a tap that is outside every map
+
+#: The types of maps.
+DTYPES = frozenset(_TYPES)
+
+
+# The structures of the kernels. Pointers are plain addresses; ``kept`` holds the tensors that they point into.
+
+
+class _Map(ctypes.Structure):
+    _fields_ = (
+        ("data", c_void_p),
+        *((name, c_int64) for name in ("n", "h", "w", "c", "stride_n", "stride_h", "stride_w", "stride_c")),
+        ("type", c_int32),
+    )
+    kept: Tensor
+
+
+class _Taps(ctypes.Structure):
+    _fields_ = (("count", c_int64), ("dy", c_void_p), ("dx", c_void_p))
+    kept: Any
+
+
+class _Depthwise(ctypes.Structure):
+    _fields_ = (("taps", _Taps), ("weight", c_void_p), ("bias", c_void_p), ("floor", c_float))
+    kept: Any
+
+
+class _Affine(ctypes.Structure):
+    _fields_ = (("scale", c_void_p), ("shift", c_void_p), ("floor", c_float))
+    kept: Any
+
+
+class _NormGradient(ctypes.Structure):
+    _fields_ = (("affine", _Affine), ("a", c_void_p), ("b", c_void_p), ("c", c_void_p))
+    kept: Any
+
+
+class _Branch(ctypes.Structure):
+    _fields_ = (
+        ("depthwise", _Depthwise),
+        ("weight", c_void_p),
+        ("row", c_int64),
+        ("filters", c_int64),
+        ("bias", c_void_p),
+        ("floor", c_float),
+        ("y", _Map),
+        ("projection", c_void_p),
+    )
+    kept: Any
+
+
+class _Projection(ctypes.Structure):
+    _fields_ = (
+        ("filters", c_int64),
+        ("row", c_int64),
+        ("bias", c_void_p),
+        ("floor", c_float),
+        ("first", c_int32),
+        ("last", c_int32),
+        ("sum", _Map),
+        ("out", _Map),
+        ("grids", c_int64),
+        ("grid", c_void_p),
+        ("align_corners", c_int32),
+    )
+    kept: Any
+
+
+_MapP, _DepthwiseP, _AffineP = ctypes.POINTER(_Map), ctypes.POINTER(_Depthwise), ctypes.POINTER(_Affine)
+_NormGradientP, _BranchP, _ProjectionP = (
+    ctypes.POINTER(_NormGradient),
+    ctypes.POINTER(_Branch),
+    ctypes.POINTER(_Projection),
+)
+
+#: The arguments of every kernel; a number of threads follows.
+_ARGUMENTS = {
+    "dpc_evaluate": (_MapP, c_int64, _BranchP, _ProjectionP, c_int),
+    "dpc_depthwise": (_MapP, _DepthwiseP, _MapP, c_void_p, c_void_p),
+    "dpc_depthwise_backward": (_MapP, _MapP, _DepthwiseP, _MapP, c_int, c_void_p),
+    "dpc_pointwise": (_MapP, _AffineP, c_void_p, c_int64, _MapP, c_void_p, c_void_p),
+    "dpc_pointwise_backward": (
+        *(_MapP, _MapP, _MapP, _NormGradientP, _MapP, _AffineP, c_void_p, c_int64, _MapP, c_int, c_void_p),
+        *(c_void_p, c_void_p, c_void_p, c_void_p),
+    ),
+    "dpc_affine": (_MapP, _AffineP, _MapP),
+    "dpc_affine_backward": (_MapP, _MapP, c_void_p, c_void_p, c_void_p),
+    "dpc_gradient_sums": (_MapP, _MapP, _MapP, _AffineP, c_void_p, c_void_p, c_void_p, c_void_p),
+    "dpc_pool": (_MapP, _MapP),
+    "dpc_pool_backward": (_MapP, _MapP, c_int),
+    "dpc_resize": (_MapP, _MapP, c_int),
+    "dpc_resize_backward": (_MapP, _MapP, _MapP, c_int),
+    "dpc_copy": (_MapP, _MapP),
+}
+
+
+def _checked(status: int, kernel: Any, _: Any) -> None:
+    if status:
+        raise MemoryError(f"{kernel.__name__}: no memory for what the kernel keeps between its steps")
+
+
+def _declare(library: ctypes.CDLL) -> None:
+    library.dpc_has_pairs.argtypes = ()
+    for name, arguments in _ARGUMENTS.items():
+        kernel = getattr(library, name)
+        kernel.argtypes = (*arguments, c_int)
+        kernel.restype = c_int
+        kernel.errcheck = _checked
+
+
+# Tensors as the kernels see them.
+
+
+def _map(tensor: Tensor) -> _Map:
+    """Any map. A dimension of size 1 has whatever stride torch gave it; here it has the one that fits the others."""
+    n, c, h, w = tensor.shape
+    stride_n, stride_c, stride_h, stride_w = tensor.stride()
+    if w == 1:
+        stride_w = stride_h if h > 1 else stride_n if n > 1 else c
+    if h == 1:
+        stride_h = w * stride_w
+    if n == 1:
+        stride_n = h * stride_h
+    if c == 1:
+        stride_c = 1
+    view = _Map(tensor.data_ptr(), n, h, w, c, stride_n, stride_h, stride_w, stride_c, _TYPES[tensor.dtype])
+    view.kept = tensor
+    return view
+
+
+def _is_matrix(view: _Map) -> bool:
+    """Whether positions are evenly apart (is_matrix of taps.h; size-1 dimensions have fitting strides already)."""
+    stride_h: int = view.stride_h
+    return bool(stride_h == view.w * view.stride_w and view.stride_n == view.h * stride_h)
+
+
+def _floor(relu: bool) -> float:
+    return 0.0 if relu else _NO_FLOOR
+
+
+def _vector(tensor: Tensor) -> Tensor:
+    """A vector or a weight as the kernels read it; itself where it is so already. The caller keeps it alive."""
+    if tensor.dtype is torch.float32 and tensor.is_contiguous():
+        return tensor
+    return tensor.to(torch.float32).contiguous()
+
+
+def _address(vector: Tensor | None) -> int | None:
+    return None if vector is None else vector.data_ptr()
+
+
+@cache
+def _taps(taps: Taps) -> _Taps:
+    """Kept for good, since only addresses of it go on; a process knows few kernels."""
+    count = len(taps.dy)
+    assert count <= MOST_TAPS
+    dy, dx = (c_int64 * count)(*taps.dy), (c_int64 * count)(*taps.dx)
+    structure = _Taps(count, ctypes.addressof(dy), ctypes.addressof(dx))
+    structure.kept = dy, dx
+    return structure
+
+
+_NO_DEPTHWISE = _Depthwise(_Taps(0, None, None), None, None, _NO_FLOOR)
+_NO_MAP = _Map()
+
+
+def _depthwise(taps: Taps, weight: Tensor | None, bias: Tensor | None, relu: bool) -> _Depthwise:
+    weight = None if weight is None else _vector(weight)
+    bias = None if bias is None else _vector(bias)
+    structure = _Depthwise(_taps(taps), _address(weight), _address(bias), _floor(relu))
+    structure.kept = weight, bias
+    return structure
+
+
+def _affine(affine: Affine | None) -> _Affine:
+    if affine is None:
+        return _Affine(None, None, _NO_FLOOR)
+    scale, shift = _vector(affine.scale), _vector(affine.shift)
+    structure = _Affine(scale.data_ptr(), shift.data_ptr(), _floor(affine.relu))
+    structure.kept = scale, shift
+    return structure
+
+
+def _norm_gradient(norm: NormGradient) -> _NormGradient:
+    affine, a, b, c = _affine(norm.affine), _vector(norm.a), _vector(norm.b), _vector(norm.c)
+    structure = _NormGradient(affine, a.data_ptr(), b.data_ptr(), c.data_ptr())
+    structure.kept = affine, a, b, c
+    return structure
+
+
+def _branch(branch: Branch, x: Tensor) -> _Branch:
+    depthwise = _NO_DEPTHWISE
+    if branch.depthwise is not None:
+        taps, before, shift, relu = branch.depthwise
+        # No taps at all is how the kernel knows a plain product; no tap inside the map is something else.
+        depthwise = _depthwise(taps if taps.dy else _NOWHERE, before, shift, relu)
+    bias = None if branch.bias is None else _vector(branch.bias)
+    out = _NO_MAP if branch.out is None else _output(branch.out, (x.shape[0], branch.filters, *x.shape[2:]), x.dtype)
+    weight, projection = branch.weight, branch.projection
+    assert weight.is_contiguous()
+    assert weight.dtype is torch.float32 or weight.dtype is x.dtype
+    assert projection is None or (projection.is_contiguous() and projection.dtype is weight.dtype)
+    structure = _Branch(
+        *(depthwise, weight.data_ptr(), weight.shape[1], branch.filters, _address(bias), _floor(branch.relu), out),
+        _address(projection),
+    )
+    structure.kept = depthwise, bias, weight, projection
+    return structure
+
+
+def _output(tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, matrix: bool = False) -> _Map:
+    """A map that a kernel writes: where it is, since the executor reads it there."""
+    view = _map(tensor)
+    assert tensor.shape == shape
+    assert tensor.dtype is dtype
+    assert view.stride_c == 1
+    assert not matrix or _is_matrix(view)
+    return view
+
+
+def _row(filters: int) -> int:
+    row = -(-filters // _COLUMNS) * _COLUMNS
+    return row if row % _PAGE else row + _COLUMNS
+
+
+_Sums: TypeAlias = tuple[Tensor, Tensor]
+
+
+def _double_vectors(channels: int) -> _Sums:
+    return torch.empty(channels, dtype=torch.float64), torch.empty(channels, dtype=torch.float64)
+
+
+def _double_zeros(channels: int) -> _Sums:
+    return torch.zeros(channels, dtype=torch.float64), torch.zeros(channels, dtype=torch.float64)
+
+
+def _empty(n: int, c: int, size: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    return torch.empty((n, c, *size), dtype=dtype, memory_format=torch.channels_last)
+
+
+class NativePrimitives:
+    """The passes on the CPU, for torch.float32 and torch.bfloat16; :class:`dpcdsl_torch.primitives.Primitives`.
+
+    Depthwise kernels have at most :data:`MOST_TAPS` taps.
+    """
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        _declare(library)
+        self._library = library
+        self._has_pairs = bool(library.dpc_has_pairs())
+
+    def prepare(self, weight: Tensor, dtype: object) -> Tensor:
+        """[depth, row] in fp32; or, for bf16 where the processor multiplies pairs, [depth / 2, row, 2] in bf16.
+
+        ``row`` is the filters and zeros after them. It is no multiple of 4096 bytes, where rows would push each other
+        out of the cache.
+        """
+        filters, depth = weight.shape
+        row = _row(filters)
+        if dtype is torch.bfloat16 and self._has_pairs:
+            wide = F.pad(weight.to(torch.bfloat16), (0, depth % 2, 0, row - filters))
+            return wide.reshape(row, (depth + 1) // 2, 2).permute(1, 0, 2).contiguous()
+        return F.pad(weight.to(torch.float32).t(), (0, row - filters)).contiguous()
+
+    def copy(self, source: Tensor, out: Tensor) -> None:
+        assert source.shape == out.shape
+        assert source.dtype is out.dtype
+        if out.numel():
+            self._library.dpc_copy(_map(source), _map(out), torch.get_num_threads())
+
+    def evaluate(self, x: Tensor, branches: list[Branch], projection: Projection | None) -> None:
+        if x.shape[0] == 0:
+            return
+        view = self._input(x)
+        parts = [_branch(branch, x) for branch in branches]
+        pairs = bool(branches) and branches[0].weight.dtype is torch.bfloat16
+        self._library.dpc_evaluate(
+            view,
+            len(parts),
+            (_Branch * len(parts))(*parts),
+            None if projection is None else self._projection(projection, x),
+            pairs,
+            torch.get_num_threads(),
+        )
+
+    def depthwise(self, x: Tensor, weight: Tensor, taps: Taps, out: Tensor, moments: bool) -> Moments | None:
+        n, c, h, w = x.shape
+        if n == 0:
+            return Moments(*_double_zeros(c), 0) if moments else None
+        y = _output(out, (n, c, h, w), x.dtype, matrix=True)
+        mean, deviations = _double_vectors(c) if moments else (None, None)
+        self._library.dpc_depthwise(
+            self._input(x),
+            _depthwise(taps, weight, None, False),
+            *(y, _address(mean), _address(deviations), torch.get_num_threads()),
+        )
+        return None if mean is None or deviations is None else Moments(mean, deviations, n * h * w)
+
+    def pointwise(self, x: Tensor, before: Affine | None, weight: Tensor, out: Tensor, moments: bool) -> Moments | None:
+        (n, _, h, w), filters = x.shape, weight.shape[0]
+        if n == 0:
+            return Moments(*_double_zeros(filters), 0) if moments else None
+        p = _output(out, (n, filters, h, w), x.dtype, matrix=True)
+        prepared = self.prepare(weight, torch.float32)
+        mean, deviations = _double_vectors(filters) if moments else (None, None)
+        self._library.dpc_pointwise(
+            *(self._matrix(x), _affine(before), prepared.data_ptr(), prepared.shape[1], p),
+            *(_address(mean), _address(deviations), torch.get_num_threads()),
+        )
+        return None if mean is None or deviations is None else Moments(mean, deviations, n * h * w)
+
+    def affine(self, x: Tensor, affine: Affine, out: Tensor) -> None:
+        if x.shape[0]:
+            y = _output(out, x.shape, x.dtype, matrix=True)
+            self._library.dpc_affine(self._matrix(x), _affine(affine), y, torch.get_num_threads())
+
+    def gradient_sums(
+        self, gradients: tuple[Tensor, ...], x: Tensor, affine: Affine, mean: Tensor, inverse: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        if x.shape[0] == 0:
+            return _double_zeros(x.shape[1])
+        one, two = self._incoming(gradients, x)
+        mean, inverse = _vector(mean), _vector(inverse)
+        plain, by_value = _double_vectors(x.shape[1])
+        self._library.dpc_gradient_sums(
+            *(one, two, self._matrix(x), _affine(affine), mean.data_ptr(), inverse.data_ptr()),
+            *(plain.data_ptr(), by_value.data_ptr(), torch.get_num_threads()),
+        )
+        return plain, by_value
+
+    def pointwise_backward(
+        self,
+        gradients: tuple[Tensor, ...],
+        p: Tensor,
+        norm: NormGradient,
+        x: Tensor,
+        before: Affine | None,
+        weight: Tensor,
+        dx: Tensor | None,
+        add: bool,
+        statistics: tuple[Tensor, Tensor] | None,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        assert dx is not None or statistics is None
+        assert p.shape[2:] == x.shape[2:]
+        filters, depth = weight.shape
+        if x.shape[0] == 0:
+            return torch.zeros(filters, depth), None if statistics is None else _double_zeros(depth)
+        one, two = self._incoming(gradients, p)
+        target = None if dx is None else _output(dx, x.shape, x.dtype, matrix=True)
+        weight = _vector(weight if depth % _COLUMNS == 0 else F.pad(weight, (0, -depth % _COLUMNS)))
+        mean, inverse = (None, None) if statistics is None else (_vector(statistics[0]), _vector(statistics[1]))
+        sums = None if statistics is None else _double_vectors(depth)
+        plain, by_value = (None, None) if sums is None else sums
+        dw = torch.empty(filters, depth)
+        self._library.dpc_pointwise_backward(
+            *(one, two, self._matrix(p), _norm_gradient(norm), self._matrix(x), _affine(before)),
+            *(weight.data_ptr(), weight.shape[1], target, add, dw.data_ptr()),
+            *(_address(mean), _address(inverse), _address(plain), _address(by_value), torch.get_num_threads()),
+        )
+        return dw, sums
+
+    def affine_backward(self, g: Tensor, x: Tensor, a: Tensor, b: Tensor, c: Tensor) -> None:
+        if x.shape[0]:
+            a, b, c = _vector(a), _vector(b), _vector(c)
+            self._library.dpc_affine_backward(
+                _output(g, x.shape, x.dtype, matrix=True),
+                *(self._matrix(x), a.data_ptr(), b.data_ptr(), c.data_ptr(), torch.get_num_threads()),
+            )
+
+    def depthwise_backward(
+        self, g: Tensor, x: Tensor | None, weight: Tensor | None, taps: Taps, dx: Tensor | None, add: bool
+    ) -> Tensor | None:
+        assert dx is None or weight is not None
+        assert x is None or x.shape == g.shape
+        if g.shape[0] == 0:
+            return None if x is None else torch.zeros(len(taps.dy), g.shape[1])
+        gradient = self._input(g)
+        dw = None if x is None else torch.empty(len(taps.dy), g.shape[1])
+        self._library.dpc_depthwise_backward(
+            gradient,
+            gradient if x is None else self._input(x),
+            _depthwise(taps, weight, None, False),
+            None if dx is None else _output(dx, g.shape, g.dtype),
+            *(add, _address(dw), torch.get_num_threads()),
+        )
+        return dw
+
+    def pool(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        means = _empty(x.shape[0], x.shape[1], grid, torch.float32)
+        if x.shape[0]:
+            self._library.dpc_pool(self._input(x), _map(means), torch.get_num_threads())
+        return means
+
+    def pool_backward(self, g: Tensor, dx: Tensor, add: bool) -> None:
+        if dx.shape[0]:
+            assert g.dtype is torch.float32
+            target = _output(dx, dx.shape, dx.dtype)
+            self._library.dpc_pool_backward(self._input(g), target, add, torch.get_num_threads())
+
+    def resize(self, source: Tensor, out: Tensor, align_corners: bool) -> None:
+        if out.shape[0]:
+            assert source.dtype is torch.float32
+            target = _output(out, out.shape, out.dtype)
+            self._library.dpc_resize(self._input(source), target, align_corners, torch.get_num_threads())
+
+    def resize_backward(self, gradients: tuple[Tensor, ...], size: tuple[int, int], align_corners: bool) -> Tensor:
+        n, c = gradients[0].shape[:2]
+        result = _empty(n, c, size, torch.float32)
+        if n:
+            one, two = self._incoming(gradients, gradients[0])
+            self._library.dpc_resize_backward(one, two, _map(result), align_corners, torch.get_num_threads())
+        return result
+
+    def _input(self, tensor: Tensor) -> _Map:
+        """A map whose channels lie side by side: the tensor, or a copy of it."""
+        view = _map(tensor)
+        return view if view.stride_c == 1 else self._copied(view)
+
+    def _matrix(self, tensor: Tensor) -> _Map:
+        """A map whose channels lie side by side and whose positions are evenly apart: the tensor, or a copy of it."""
+        view = _map(tensor)
+        return view if view.stride_c == 1 and _is_matrix(view) else self._copied(view)
+
+    def _copied(self, view: _Map) -> _Map:
+        target = _map(torch.empty_like(view.kept, memory_format=torch.channels_last))
+        self._library.dpc_copy(view, target, torch.get_num_threads())
+        return target
+
+    def _incoming(self, gradients: tuple[Tensor, ...], like: Tensor) -> tuple[_Map, _Map | None]:
+        """One or two gradients, which autograd hands over in any strides."""
+        assert all(g.shape == like.shape and g.dtype is like.dtype for g in gradients)
+        one, *others = map(self._matrix, gradients)
+        assert len(others) <= 1
+        return one, others[0] if others else None
+
+    def _projection(self, projection: Projection, x: Tensor) -> _Projection:
+        filters, bias = projection.filters, _vector(projection.bias)
+        shape = x.shape[0], filters, *x.shape[2:]
+        out = _map(projection.out)
+        assert projection.out.shape == shape
+        assert projection.out.dtype is x.dtype
+        total = _NO_MAP if projection.sum is None else _output(projection.sum, shape, torch.float32)
+        assert projection.sum is not None or (projection.first and projection.last)
+        grids = [self._input(grid) for grid in projection.grids]
+        assert all(grid.kept.dtype is torch.float32 for grid in grids)
+        array = (_Map * len(grids))(*grids)
+        structure = _Projection(
+            *(filters, _row(filters), bias.data_ptr(), _floor(projection.relu)),
+            *(projection.first, projection.last, total, out),
+            *(len(grids), ctypes.addressof(array), projection.align_corners),
+        )
+        structure.kept = bias, grids, array
+        return structure
+
+
+@cache
+def primitives() -> NativePrimitives | None:
+    """The native passes; None where there is no library (:func:`dpcdsl_torch.build.load` says why)."""
+    native = load()
+    return NativePrimitives(native.library) if isinstance(native, Native) else None

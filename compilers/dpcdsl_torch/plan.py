@@ -1,0 +1,621 @@
+"""How a cell is run: a short list of steps over named maps, in which every fusion is a visible decision.
+
+A plan knows no tensors and no framework. :func:`evaluation` and :func:`training` decide; whoever runs a plan decides
+nothing. ``str(plan)`` is what ``dpc compile --plan`` prints.
+
+Names of maps: ``F`` and ``Y1``, ``Y2``, … as in the cell; ``Y`` their concatenation; ``D1`` a depthwise result; ``P1``
+a product before its normalisation; ``G1`` a pooled grid; ``S1`` a branch at its grid's size; ``Q1`` that, projected;
+``Z`` the projection. Gradients have a ``d`` before the name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from typing import Any, TypeAlias
+
+from dpcdsl.cell import Cell
+from dpcdsl.errors import Diagnostic, DpcError, nearest
+from dpcdsl.layers import Conventions, Convolution, DepthwiseConvolution, GridPool, Layer, Pooling, Resize, Size
+
+__all__ = [
+    "FUSIONS",
+    "Concatenate",
+    "Convolve",
+    "Depthwise",
+    "Form",
+    "Normalise",
+    "Part",
+    "Pass",
+    "Plan",
+    "Pool",
+    "ResizeTo",
+    "Step",
+    "Task",
+    "check_fusions",
+    "evaluation",
+    "form_of",
+    "training",
+]
+
+#: What a plan may fuse; each can be left out by name (``without``).
+FUSIONS: dict[str, str] = {
+    "batch_norm": "scales of batch normalisation go into the weights",
+    "epilogue": "bias and ReLU are applied to a product before it leaves the cache",
+    "depthwise": "a depthwise convolution feeds the product block by block, and is never a map",
+    "concatenation": "branches write their channels of the concatenation in place",
+    "group": "branches that read the same map are computed in one pass over it",
+    "split_projection": "each branch adds its part of the projection, and the concatenation is never a map",
+    "early_projection": "a pooled branch is projected at its grid's size, before it is resized",
+    "taps": "taps that see only padding at the map's size are dropped",
+    "shared_pooling": "branches that pool the same map to the same grid share the pooling",
+    "release": "a map is given back after its last use",
+    "training": "training runs in passes that gather statistics on the way, and not operator by operator",
+}
+
+
+def check_fusions(names: Iterable[str]) -> frozenset[str]:
+    """The names as a set, or a :class:`DpcError` (DPC062) that names each unknown one."""
+    names = frozenset([names] if isinstance(names, str) else names)
+    unknown = sorted(names - FUSIONS.keys())
+    if unknown:
+        raise DpcError(
+            Diagnostic(
+                "DPC062",
+                f"there is no fusion `{name}`"
+                + (f"; did you mean `{near}`?" if (near := nearest(name, FUSIONS)) else ""),
+                hint=f"fusions: {', '.join(f'`{known}`' for known in FUSIONS)}",
+            )
+            for name in unknown
+        )
+    return names
+
+
+@dataclass(frozen=True)
+class Form:
+    """A branch that the steps can express: [pool to a grid] [depthwise] 1x1 convolution [resize back].
+
+    input: 0 is F, i is Yi. dy, dx: the depthwise taps (empty without). *_norm, *_relu: what follows a convolution.
+    kernel, rate: of the depthwise, to be shown.
+    """
+
+    input: int
+    in_channels: int
+    filters: int
+    norm: bool
+    relu: bool
+    grid: Size | None = None
+    dy: tuple[int, ...] = ()
+    dx: tuple[int, ...] = ()
+    depthwise_norm: bool = False
+    depthwise_relu: bool = False
+    kernel: Size | None = None
+    rate: Size | None = None
+
+    @property
+    def has_depthwise(self) -> bool:
+        return self.kernel is not None
+
+    @property
+    def convolutions(self) -> int:
+        return 2 if self.has_depthwise else 1
+
+
+def form_of(layers: Iterable[Layer], input: int, in_channels: int) -> Form | None:
+    """The branch's form, its rates already multiplied; None for layers that only :mod:`lowering` can run."""
+    match list(layers):
+        case [GridPool() as pool, Convolution(kernel=(1, 1)) as last, Resize()] if type(pool) is GridPool:
+            return Form(input, in_channels, last.filters, last.batch_norm, last.relu, grid=pool.grid)
+        case [Convolution(kernel=(1, 1)) as last]:
+            return Form(input, in_channels, last.filters, last.batch_norm, last.relu)
+        case [DepthwiseConvolution() as first, Convolution(kernel=(1, 1)) as last]:
+            rows, columns = first.taps(0), first.taps(1)
+            return Form(
+                input,
+                in_channels,
+                last.filters,
+                last.batch_norm,
+                last.relu,
+                dy=tuple(y for y in rows for _ in columns),
+                dx=tuple(x for _ in rows for x in columns),
+                depthwise_norm=first.batch_norm,
+                depthwise_relu=first.relu,
+                kernel=first.kernel,
+                rate=first.rate,
+            )
+    return None
+
+
+@dataclass(frozen=True)
+class Task:
+    """All that a plan depends on. It is also text (:meth:`dumps`), so that it can be an operator's argument."""
+
+    in_channels: int
+    branches: tuple[Form, ...]
+    projection: int | None = None
+    pooling: Pooling = "paper"
+    output_stride: int = 16
+    image_pooling_crop_size: Size | None = None
+    align_corners: bool = True
+    epsilon: float = 1e-5
+    backend: str = "auto"
+    without: frozenset[str] = frozenset()
+
+    @property
+    def conventions(self) -> Conventions:
+        return Conventions(self.pooling, self.output_stride, self.image_pooling_crop_size)
+
+    @property
+    def concatenated(self) -> int:
+        return sum(form.filters for form in self.branches)
+
+    @property
+    def out_channels(self) -> int:
+        return self.concatenated if self.projection is None else self.projection
+
+    def first_channel(self, number: int) -> int:
+        """Where branch ``number`` (from 1) begins in the concatenation."""
+        return sum(form.filters for form in self.branches[: number - 1])
+
+    def readers(self, number: int) -> tuple[int, ...]:
+        """Branches that read F (0) or branch ``number``."""
+        return tuple(reader for reader, form in enumerate(self.branches, 1) if form.input == number)
+
+    def grid_size(self, form: Form, size: Size) -> Size:
+        """The size that a pooled branch's map of ``size`` is pooled to."""
+        assert form.grid is not None
+        return GridPool(form.grid).out_size(size, size, self.conventions)
+
+    def does(self, fusion: str) -> bool:
+        return fusion not in self.without
+
+    def dumps(self) -> str:
+        return json.dumps(asdict(replace(self, without=frozenset())) | {"without": sorted(self.without)})
+
+    @staticmethod
+    @lru_cache(maxsize=256)
+    def loads(text: str) -> Task:
+        data: dict[str, Any] = json.loads(text)
+        branches = tuple(Form(**{k: _frozen(v) for k, v in form.items()}) for form in data.pop("branches"))
+        without = frozenset(data.pop("without"))
+        return Task(branches=branches, without=without, **{k: _frozen(v) for k, v in data.items()})
+
+    @classmethod
+    def of(cls, cell: Cell, in_channels: int, conventions: Conventions, **rest: Any) -> Task | None:
+        """The whole cell as one task; None if a branch has no form."""
+        channels = (in_channels, *cell.out_channels(in_channels))
+        forms = [
+            form_of(
+                [layer.dilated(conventions.rate_multiplier) for layer in branch.operator.layers(cell.filters)],
+                branch.input,
+                channels[branch.input],
+            )
+            for branch in cell.branches
+        ]
+        known = tuple(form for form in forms if form is not None)
+        if len(known) != len(forms):
+            return None
+        return cls(
+            in_channels,
+            known,
+            pooling=conventions.pooling,
+            output_stride=conventions.output_stride,
+            image_pooling_crop_size=conventions.image_pooling_crop_size,
+            **rest,
+        )
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+@dataclass(frozen=True)
+class Part:
+    """A convolution of a step: branch ``number``'s (0: the projection's) depthwise, product, or both.
+
+    scaled: its normalisation's scale is still to come (:class:`Normalise`), it is not in the weight.
+    epilogue: bias and ReLU are applied. target: the map that takes the result; None if only the projection needs it.
+    projected: the result is multiplied into the projection.
+    """
+
+    number: int
+    depthwise: bool
+    target: str | None
+    epilogue: bool = True
+    projected: bool = False
+
+
+@dataclass(frozen=True)
+class Convolve:
+    """1x1 convolutions that read one map, each with a depthwise one before it or not."""
+
+    source: str
+    parts: tuple[Part, ...]
+    grids: tuple[str, ...] = ()
+    first: bool = False
+    last: bool = False
+
+
+@dataclass(frozen=True)
+class Depthwise:
+    """A depthwise convolution as a step of its own."""
+
+    source: str
+    target: str
+    number: int
+    epilogue: bool
+
+
+@dataclass(frozen=True)
+class Normalise:
+    """Scale, shift and ReLU of a convolution as a pass of their own, in place. ``depthwise``: of which of the two."""
+
+    target: str
+    number: int
+    depthwise: bool
+
+
+@dataclass(frozen=True)
+class Pool:
+    source: str
+    target: str
+    grid: Size
+
+
+@dataclass(frozen=True)
+class ResizeTo:
+    source: str
+    target: str
+
+
+@dataclass(frozen=True)
+class Concatenate:
+    sources: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A pass of training over the maps of branch ``number`` (0: shared by several): see :func:`training`."""
+
+    kind: str
+    number: int
+    source: str
+    target: str
+
+
+Step: TypeAlias = Convolve | Depthwise | Normalise | Pool | ResizeTo | Concatenate | Pass
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Steps in order, and for each the maps that no later step needs."""
+
+    task: Task
+    title: str
+    steps: tuple[Step, ...]
+    released: tuple[tuple[str, ...], ...]
+    size: Size | None = None
+
+    def __str__(self) -> str:
+        task = self.task
+        size = f" of {self.size[0]}x{self.size[1]}" if self.size else ""
+        head = f"{self.title}: F{size} with {task.in_channels} channels to {task.out_channels} channels"
+        lines = [head]
+        if task.without:
+            lines.append("without " + ", ".join(name for name in FUSIONS if name in task.without))
+        for index, (step, released) in enumerate(zip(self.steps, self.released, strict=True), 1):
+            what, *more = _describe(step, task, self.size)
+            lines.append(f"{index:>3}  {what}")
+            lines += [f"     {line}" for line in more]
+            if released:
+                lines.append(f"     give back {', '.join(released)}")
+        return "\n".join(lines) + "\n"
+
+
+def evaluation(task: Task, size: Size | None = None) -> Plan:
+    """How the task is run in evaluation mode. ``size`` of F is only shown: it tells which taps are dropped."""
+    steps = tuple(_evaluation(task))
+    return Plan(task, "evaluation", steps, _released(steps, task.does("release")), size)
+
+
+def _evaluation(task: Task) -> Iterator[Step]:
+    split = task.projection is not None and task.does("split_projection")
+    fused_epilogue = task.does("epilogue") and task.does("batch_norm")
+    fused_depthwise = task.does("depthwise") and fused_epilogue
+    early = split and task.does("early_projection")
+    pooled: dict[tuple[int, Size | None], str] = {}
+    waiting = list(range(1, len(task.branches) + 1))
+    grids: list[str] = []  # projected, and not yet added
+    groups: list[Convolve] = []  # steps that feed the projection; which is the first and the last is known in the end
+    steps: list[Step] = []
+
+    def pool_branch(number: int, form: Form) -> Iterator[Step]:
+        shared = (form.input, form.grid)
+        if shared not in pooled or not task.does("shared_pooling"):
+            pooled[shared] = f"G{number}"
+            assert form.grid is not None
+            yield Pool(f"Y{form.input}" if form.input else "F", f"G{number}", form.grid)
+        yield Convolve(pooled[shared], (Part(number, False, f"S{number}", fused_epilogue),))
+        if not fused_epilogue:
+            yield Normalise(f"S{number}", number, False)
+        if early:
+            yield Convolve(f"S{number}", (Part(-number, False, f"Q{number}", False),))
+            grids.append(f"Q{number}")
+        if not early or task.readers(number):
+            yield ResizeTo(f"S{number}", f"Y{number}")
+
+    def part(number: int, form: Form) -> Part:
+        kept = not split or bool(task.readers(number))
+        target = f"Y{number}" if kept else None
+        return Part(number, form.has_depthwise, target, True, split)
+
+    while waiting:
+        number = waiting[0]
+        form = task.branches[number - 1]
+        if form.grid is not None:
+            waiting.remove(number)
+            steps += pool_branch(number, form)
+            if split and not early:
+                step = Convolve(f"Y{number}", (Part(-number, False, None, False, True),))
+                groups.append(step)
+                steps.append(step)
+            continue
+        alike = [
+            other
+            for other in waiting
+            if task.branches[other - 1].input == form.input and task.branches[other - 1].grid is None
+        ]
+        source = f"Y{form.input}" if form.input else "F"
+        fusable = [n for n in alike if fused_epilogue and (fused_depthwise or not task.branches[n - 1].has_depthwise)]
+        if number in fusable:
+            chosen = fusable if task.does("group") else [number]
+            step = Convolve(source, tuple(part(n, task.branches[n - 1]) for n in chosen), tuple(grids) if split else ())
+            grids.clear()
+            steps.append(step)
+            if split:
+                groups.append(step)
+            waiting = [n for n in waiting if n not in chosen]
+            continue
+        waiting.remove(number)
+        if form.has_depthwise:
+            steps.append(Depthwise(source, f"D{number}", number, fused_epilogue))
+            if not fused_epilogue:
+                steps.append(Normalise(f"D{number}", number, True))
+            source = f"D{number}"
+        target = f"Y{number}"
+        own = Convolve(
+            source,
+            (
+                Part(
+                    number,
+                    False,
+                    target if not split or not fused_epilogue or task.readers(number) else None,
+                    fused_epilogue,
+                    split and fused_epilogue,
+                ),
+            ),
+            tuple(grids) if split and fused_epilogue else (),
+        )
+        if split and fused_epilogue:
+            grids.clear()
+            groups.append(own)
+        steps.append(own)
+        if not fused_epilogue:
+            steps.append(Normalise(target, number, False))
+            if split:
+                step = Convolve(target, (Part(-number, False, None, False, True),))
+                groups.append(step)
+                steps.append(step)
+    if split and grids:
+        step = Convolve("F", (), tuple(grids))
+        groups.append(step)
+        steps.append(step)
+    for step_ in steps:
+        if isinstance(step_, Convolve) and any(step_ is group for group in groups):
+            yield replace(step_, first=step_ is groups[0], last=step_ is groups[-1])
+        else:
+            yield step_
+    names = tuple(f"Y{number}" for number in range(1, len(task.branches) + 1))
+    if not split and not task.does("concatenation"):
+        yield Concatenate(names)
+    if task.projection is not None and not split:
+        yield Convolve("Y", (Part(0, False, "Z", fused_epilogue),))
+        if not fused_epilogue:
+            yield Normalise("Z", 0, False)
+
+
+def training(task: Task, size: Size | None = None) -> Plan:
+    """How the task is run in training, forward and then backward, without its projection, which is a task of its own.
+
+    Batch normalisation lies between a depthwise convolution and its product, so they cannot be one pass: the one
+    gathers the statistics of its result on the way, the other applies them on its way in. Going back, what is computed
+    again instead of being kept is everything but the convolutions' results.
+    """
+    steps = (*_forward(task), *_backward(task))
+    return Plan(task, "training", steps, ((),) * len(steps), size)
+
+
+def _forward(task: Task) -> Iterator[Pass]:
+    pooled: dict[tuple[int, Size], int] = {}
+    for number, form in enumerate(task.branches, 1):
+        source = f"Y{form.input}" if form.input else "F"
+        if form.grid is not None:
+            owner = pooled.setdefault((form.input, form.grid), number) if task.does("shared_pooling") else number
+            if owner == number:
+                yield Pass("pool", number, source, f"G{number}")
+            source = f"G{owner}"
+        elif form.has_depthwise:
+            yield Pass("depthwise", number, source, f"D{number}")
+            source = f"D{number}"
+        yield Pass("product", number, source, f"P{number}")
+        if form.grid is not None:
+            yield Pass("resize", number, f"P{number}", f"Y{number}")
+        else:
+            yield Pass("normalise", number, f"P{number}", f"Y{number}")
+
+
+def _backward(task: Task) -> Iterator[Pass]:
+    for number in range(len(task.branches), 0, -1):
+        form = task.branches[number - 1]
+        source = f"Y{form.input}" if form.input else "F"
+        if form.grid is not None:
+            yield Pass("resize_backward", number, f"dY{number}", f"dS{number}")
+            yield Pass("pooled_product_backward", number, f"dS{number}", f"dG{number}")
+            yield Pass("pool_backward", number, f"dG{number}", f"d{source}")
+            continue
+        if form.norm:
+            yield Pass("sums", number, f"dY{number}", f"P{number}")
+        if not form.has_depthwise:
+            yield Pass("product_backward", number, f"dY{number}", f"d{source}")
+            continue
+        yield Pass("product_backward", number, f"dY{number}", f"dD{number}")
+        if form.depthwise_norm:
+            yield Pass("normalise_backward", number, f"dD{number}", f"dD{number}")
+        yield Pass("depthwise_backward", number, f"dD{number}", f"d{source}")
+
+
+def _reads(step: Step) -> tuple[str, ...]:
+    match step:
+        case Convolve():
+            return (step.source, *step.grids)
+        case Depthwise() | Pool() | ResizeTo():
+            return (step.source,)
+        case Concatenate():
+            return step.sources
+    return ()
+
+
+def _released(steps: tuple[Step, ...], does: bool) -> tuple[tuple[str, ...], ...]:
+    last: dict[str, int] = {}
+    for index, step in enumerate(steps):
+        for name in _reads(step):
+            last[name] = index
+    return tuple(
+        tuple(sorted(name for name, at in last.items() if does and at == index and name not in ("F", "Y")))
+        for index in range(len(steps))
+    )
+
+
+def _describe(step: Step, task: Task, size: Size | None) -> Iterator[str]:
+    match step:
+        case Pool():
+            yield f"{step.source} -> {step.target}: mean of each cell of a {step.grid[0]}x{step.grid[1]} grid"
+        case ResizeTo():
+            yield f"{step.source} -> {_place(step.target, task)}: bilinear resize"
+        case Concatenate():
+            yield f"{', '.join(step.sources)} -> Y: concatenate"
+        case Normalise():
+            name = "depthwise " if step.depthwise else ""
+            yield f"{_place(step.target, task)}: {name}scale, shift{_relu(task, step.number, step.depthwise)}, in place"
+        case Depthwise():
+            yield (
+                f"{step.source} -> {step.target}: {_depthwise(task.branches[step.number - 1], size, task)}"
+                + (f", bias{_relu(task, step.number, True)}" if step.epilogue else "")
+            )
+        case Convolve():
+            yield from _describe_convolve(step, task, size)
+        case Pass():
+            form = task.branches[step.number - 1]
+            yield f"{step.source} -> {_place(step.target, task)}: {_describe_pass(step, form, task, size)}"
+
+
+def _describe_convolve(step: Convolve, task: Task, size: Size | None) -> Iterator[str]:
+    lines = []
+    for part in step.parts:
+        if part.number <= 0:
+            depth = task.branches[-part.number - 1].filters if part.number else task.concatenated
+            product = f"product {depth} to {task.projection}"
+            if part.number:
+                product += f", of the projection's part for Y{-part.number}"
+            elif part.epilogue:
+                product += ", bias, ReLU"
+        else:
+            form = task.branches[part.number - 1]
+            product = f"product {form.in_channels} to {form.filters}"
+            if part.depthwise:
+                product = f"{_depthwise(form, size, task)}, bias{_relu(task, part.number, True)}; {product}"
+            if part.epilogue:
+                product += f", bias{_relu(task, part.number, False)}"
+        places = [_place(part.target, task)] if part.target else []
+        places += ["Z"] if part.projected else []
+        if part.projected and part.number > 0:
+            product += f"; {'kept, and ' if part.target else ''}product {task.branches[part.number - 1].filters} to {task.projection}, added"
+        elif part.projected:
+            product += ", added"
+        lines.append(f"{step.source} -> {', '.join(places)}: {product}")
+    lines += [f"{grid} -> Z: bilinear resize, added" for grid in step.grids]
+    if step.first:
+        lines.append("Z: begins with the bias")
+    if step.last:
+        lines.append("Z: ReLU, done")
+    yield from lines
+
+
+def _place(name: str, task: Task) -> str:
+    """Where a map lies: a branch's in the concatenation, if there is one in place."""
+    number = int(name[1:]) if name[:1] == "Y" and name[1:] else 0
+    in_place = task.does("concatenation") and (task.projection is None or not task.does("split_projection"))
+    if not number or not in_place:
+        return name
+    first = task.first_channel(number)
+    return f"{name} = Y[{first}:{first + task.branches[number - 1].filters}]"
+
+
+def _relu(task: Task, number: int, depthwise: bool) -> str:
+    if number == 0:
+        return ", ReLU"
+    form = task.branches[number - 1]
+    return ", ReLU" if (form.depthwise_relu if depthwise else form.relu) else ""
+
+
+def _depthwise(form: Form, size: Size | None, task: Task) -> str:
+    assert form.kernel is not None and form.rate is not None
+    text = f"depthwise {form.kernel[0]}x{form.kernel[1]} rate {form.rate[0]}x{form.rate[1]}"
+    if size and task.does("taps"):
+        inside = len(taps_inside(form, size))
+        if inside < len(form.dy):
+            text += f" ({inside} of {len(form.dy)} taps)"
+    return text
+
+
+def taps_inside(form: Form, size: Size) -> tuple[int, ...]:
+    """Taps that see more than padding somewhere on a map of ``size``."""
+    return tuple(
+        t for t, (y, x) in enumerate(zip(form.dy, form.dx, strict=True)) if abs(y) < size[0] and abs(x) < size[1]
+    )
+
+
+def _describe_pass(step: Pass, form: Form, task: Task, size: Size | None) -> str:
+    statistics = ", statistics" if form.norm else ""
+    relu = ", ReLU" if form.relu else ""
+    match step.kind:
+        case "pool":
+            assert form.grid is not None
+            return f"mean of each cell of a {form.grid[0]}x{form.grid[1]} grid"
+        case "depthwise":
+            return _depthwise(form, size, task) + (", statistics" if form.depthwise_norm else "")
+        case "product":
+            before = "normalise, ReLU; " if form.has_depthwise else ""
+            return f"{before}product {form.in_channels} to {form.filters}{statistics}"
+        case "resize":
+            return f"{'normalise' if form.norm else 'as it is'}{relu}; bilinear resize"
+        case "normalise":
+            return f"{'normalise' if form.norm else 'as it is'}{relu}"
+        case "sums":
+            return "through the ReLU; sums for the normalisation's gradient"
+        case "product_backward":
+            after = "; through the ReLU, sums" if form.has_depthwise else ""
+            return f"through ReLU and normalisation; weight's gradient, and input's{after}"
+        case "normalise_backward":
+            return "through the normalisation, in place"
+        case "depthwise_backward":
+            return f"{_depthwise(form, size, task)}: weight's gradient, and input's, added"
+        case "resize_backward":
+            return "bilinear resize, backward"
+        case "pooled_product_backward":
+            return "through ReLU, normalisation and product, at the grid's size"
+        case "pool_backward":
+            return "mean, backward, added"
+    raise AssertionError(step.kind)

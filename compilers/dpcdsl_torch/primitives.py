@@ -1,0 +1,163 @@
+"""What a device must be able to do for a plan to run on it: a handful of passes over maps.
+
+Two implementations: :mod:`dpcdsl_torch.native` (C++ on the CPU) and :mod:`dpcdsl_torch.aten` (any device, any floating
+type, by torch's own operators). They follow the same formulas, so that what holds of the one in double precision holds
+of the other.
+
+Maps are tensors [N, C, H, W] whose channels lie side by side (``stride(1) == 1``: channels_last, or a range of channels
+of such a map), unless it says otherwise. Vectors have one fp32 (fp64 for fp64 maps) value a channel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, TypeAlias
+
+from torch import Tensor
+
+__all__ = ["Affine", "Branch", "Moments", "NormGradient", "Primitives", "Projection", "Taps"]
+
+
+class Taps(NamedTuple):
+    """Where a depthwise kernel reads, row by row: (y + dy[t], x + dx[t]), zero outside the map."""
+
+    dy: tuple[int, ...]
+    dx: tuple[int, ...]
+
+
+class Moments(NamedTuple):
+    """Mean by channel and the sum of squared deviations from it, fp64 [C], over ``count`` positions."""
+
+    mean: Tensor
+    deviations: Tensor
+    count: int
+
+
+class Affine(NamedTuple):
+    """``scale * x + shift`` by channel, then a ReLU if ``relu``."""
+
+    scale: Tensor
+    shift: Tensor
+    relu: bool
+
+
+class NormGradient(NamedTuple):
+    """A normalisation backwards: the gradient of its input x is ``a * g + b * x + c``, g after the ReLU of ``affine``."""
+
+    affine: Affine
+    a: Tensor
+    b: Tensor
+    c: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Branch:
+    """One branch of :meth:`Primitives.evaluate`.
+
+    depthwise: taps, weight [taps, C], bias [C] and whether a ReLU follows; None for a plain 1x1 convolution.
+    weight: prepared by :meth:`Primitives.prepare` from [filters, C]; ``filters`` and ``bias`` [filters] are its.
+    out: map [N, filters, H, W] that takes the result; None if only the projection needs it.
+    projection: prepared part of the projection's weight, [P, filters], for these filters; None without.
+    """
+
+    depthwise: tuple[Taps, Tensor, Tensor | None, bool] | None
+    weight: Tensor
+    filters: int
+    bias: Tensor | None
+    relu: bool
+    out: Tensor | None
+    projection: Tensor | None = None
+
+
+Grid: TypeAlias = Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Projection:
+    """The projection to P filters, split over the branches; every call of ``evaluate`` adds its branches' part.
+
+    bias: [P], added by the first call. relu: applied by the last.
+    sum: fp32 (fp64) map [N, P, H, W] with what earlier calls summed up; not read by the first, nor written by the last.
+    out: map [N, P, H, W] of any strides, written by the last call.
+    grids: branches that were pooled, and projected at their grid's size, fp32 (fp64) maps [N, P, gh, gw]; the call
+        adds their bilinear resize. Any call may bring some, the first or a later one; it may have no branch besides.
+    """
+
+    filters: int
+    bias: Tensor
+    relu: bool
+    first: bool
+    last: bool
+    sum: Tensor | None
+    out: Tensor
+    grids: tuple[Grid, ...]
+    align_corners: bool
+
+
+class Primitives(Protocol):
+    """The passes. Nothing is returned where ``out`` is written; gradients are added to where ``add`` is set."""
+
+    def prepare(self, weight: Tensor, dtype: object) -> Tensor:
+        """The weight [filters, depth] of a product on maps of ``dtype`` in the layout that :meth:`evaluate` reads.
+
+        Made of torch operators alone, so that it can be traced.
+        """
+
+    def copy(self, source: Tensor, out: Tensor) -> None:
+        """Any map into any map of the same shape and type: the change of memory format."""
+
+    def evaluate(self, x: Tensor, branches: list[Branch], projection: Projection | None) -> None:
+        """Branches that read x: depthwise, bias, ReLU, product, bias, ReLU; results to ``out`` and the projection."""
+
+    def depthwise(self, x: Tensor, weight: Tensor, taps: Taps, out: Tensor, moments: bool) -> Moments | None:
+        """out = depthwise convolution of x with weight [taps, C], and the moments of out (as stored)."""
+
+    def pointwise(self, x: Tensor, before: Affine | None, weight: Tensor, out: Tensor, moments: bool) -> Moments | None:
+        """out = product of the weight [filters, C] and max(scale x + shift, 0); and the moments of out (as stored)."""
+
+    def affine(self, x: Tensor, affine: Affine, out: Tensor) -> None:
+        """out = scale x + shift, through the ReLU."""
+
+    def gradient_sums(
+        self, gradients: tuple[Tensor, ...], x: Tensor, affine: Affine, mean: Tensor, inverse: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Sums by channel, fp64, of g and of g (x - mean) inverse; g is the one or two gradients' sum after the ReLU."""
+
+    def pointwise_backward(
+        self,
+        gradients: tuple[Tensor, ...],
+        p: Tensor,
+        norm: NormGradient,
+        x: Tensor,
+        before: Affine | None,
+        weight: Tensor,
+        dx: Tensor | None,
+        add: bool,
+        statistics: tuple[Tensor, Tensor] | None,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """Back through a product p = weight [filters, C] times x' = max(scale x + shift, 0).
+
+        The gradient of p is ``norm`` of the one or two ``gradients``. dx takes (or is added) the gradient of x' after
+        x's ReLU, without the factor ``scale``. Returns the gradient of the weight [filters, C] and, with
+        ``statistics`` (mean, inverse) of x, the two sums of :meth:`gradient_sums` for what was written to dx.
+        """
+
+    def affine_backward(self, g: Tensor, x: Tensor, a: Tensor, b: Tensor, c: Tensor) -> None:
+        """g becomes a g + b x + c, in place."""
+
+    def depthwise_backward(
+        self, g: Tensor, x: Tensor | None, weight: Tensor | None, taps: Taps, dx: Tensor | None, add: bool
+    ) -> Tensor | None:
+        """dx takes (or is added) the input's gradient (needs weight); returns that of the weight [taps, C] (needs x)."""
+
+    def pool(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
+        """fp32 (fp64) map [N, C, gh, gw], channels_last: the mean of each cell of a grid (adaptive average pooling)."""
+
+    def pool_backward(self, g: Tensor, dx: Tensor, add: bool) -> None:
+        """dx takes (or is added) the gradient of what :meth:`pool` averaged; g as :meth:`pool` returns."""
+
+    def resize(self, source: Tensor, out: Tensor, align_corners: bool) -> None:
+        """out = bilinear resize of an fp32 (fp64) map, channels_last."""
+
+    def resize_backward(self, gradients: tuple[Tensor, ...], size: tuple[int, int], align_corners: bool) -> Tensor:
+        """fp32 (fp64) map [N, C, *size], channels_last: the gradient of what :meth:`resize` read."""

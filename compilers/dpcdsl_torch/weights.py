@@ -1,0 +1,96 @@
+"""From a module's parameters to the tensors that a plan runs with, by torch operators alone: they can be traced.
+
+A task's weights have names: ``I.depthwise`` and ``I.product`` for branch I (from 1), ``0.product`` for the projection,
+each followed by what belongs to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from dpcdsl_torch.execution import primitives_for, vector_dtype
+from dpcdsl_torch.plan import Task
+
+__all__ = ["convolutions", "evaluation_names", "prepare", "training_names"]
+
+#: What batch normalisation adds to a convolution's name: parameters, then running statistics.
+_NORM = ("weight", "bias", "mean", "variance")
+
+
+def convolutions(task: Task) -> Iterator[tuple[str, bool]]:
+    """Name of each convolution, and whether batch normalisation follows it."""
+    for number, form in enumerate(task.branches, 1):
+        if form.has_depthwise:
+            yield f"{number}.depthwise", form.depthwise_norm
+        yield f"{number}.product", form.norm
+    if task.projection is not None:
+        yield "0.product", True
+
+
+def training_names(task: Task) -> tuple[str, ...]:
+    """The weights of the training passes: matrices [taps, C] and [filters, C], then gamma, beta, running statistics."""
+    return tuple(
+        name
+        for convolution, norm in convolutions(task)
+        for name in (convolution, *(f"{convolution}.{part}" for part in _NORM if norm))
+    )
+
+
+def evaluation_names(task: Task) -> tuple[str, ...]:
+    """The weights of an evaluation, in the order of :func:`prepare`."""
+    return tuple(_evaluation_names(task))
+
+
+def _evaluation_names(task: Task) -> Iterator[str]:
+    split = task.projection is not None and task.does("split_projection")
+    for convolution, _ in convolutions(task):
+        if convolution == "0.product" and split:
+            yield from (f"{number}.projection" for number in range(1, len(task.branches) + 1))
+        else:
+            yield convolution
+        yield f"{convolution}.shift"
+        if not task.does("batch_norm"):
+            yield f"{convolution}.scale"
+
+
+def prepare(task: Task, weights: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Batch normalisation folded into weights and shifts, and weights laid out as the kernels read them.
+
+    weights: as :func:`training_names` names them. dtype: of the maps.
+    """
+    primitives = primitives_for(task, device, dtype)
+    vectors = vector_dtype(dtype)
+    split = task.projection is not None and task.does("split_projection")
+    ready: dict[str, Tensor] = {}
+    for convolution, norm in convolutions(task):
+        weight = weights[convolution].to(vectors)
+        depthwise = convolution.endswith("depthwise")
+        number = int(convolution.split(".")[0])
+        if norm:
+            gamma, beta, mean, variance = (weights[f"{convolution}.{part}"].to(vectors) for part in _NORM)
+            scale = gamma * torch.rsqrt(variance + task.epsilon)
+            shift = beta - mean * scale
+        else:
+            scale = torch.ones(weight.shape[1 if depthwise else 0], dtype=vectors, device=weight.device)
+            shift = torch.zeros_like(scale)
+        if task.does("batch_norm"):
+            weight = weight * (scale if depthwise else scale[:, None])
+        else:
+            ready[f"{convolution}.scale"] = scale
+        ready[f"{convolution}.shift"] = shift
+        # Pooled maps are kept in fp32 whatever the map is: they are small, and everything is added up from them.
+        pooled = number > 0 and task.branches[number - 1].grid is not None
+        if depthwise:
+            ready[convolution] = weight.contiguous()
+        elif number == 0 and split:
+            for branch, form in enumerate(task.branches, 1):
+                first = task.first_channel(branch)
+                small = form.grid is not None and task.does("early_projection")
+                part = weight[:, first : first + form.filters]
+                ready[f"{branch}.projection"] = primitives.prepare(part, vectors if small else dtype)
+        else:
+            ready[convolution] = primitives.prepare(weight, vectors if pooled else dtype)
+    return {name: ready[name] for name in evaluation_names(task)}
