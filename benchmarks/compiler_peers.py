@@ -23,9 +23,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (the name everyone gives it)
 from torch import Tensor, nn
 
-import dpcdsl_torch
 from dpcdsl import Cell, Conventions, Convolution, Size
-from dpcdsl_torch import EagerCell
+from dpcdsl_torch import EagerCell, compile_cell
 from dpcdsl_torch.eager import write
 
 THREADS = 2
@@ -41,14 +40,6 @@ NCHW, CHANNELS_LAST = "eager NCHW", "eager channels_last"
 COMPILE, AUTOTUNE = "torch.compile", "torch.compile max-autotune"
 ONNX_RUNTIME, OPENVINO = "ONNX Runtime", "OpenVINO"
 OURS, FLOOR = "dpcdsl", "floor"
-
-# STAND-IN: delete this line and import `compile_cell` from dpcdsl_torch once it is there.
-compile_cell: Any = getattr(dpcdsl_torch, "compile_cell", lambda c, n, *, projection=None, **_: _stand_in(c, n, projection))  # noqa: E501  # fmt: skip
-
-
-def _stand_in(cell: Cell, channels: int, projection: int | None) -> nn.Module:
-    """STAND-IN: delete with the line above."""
-    return EagerCell(cell, channels, projection=projection)
 
 
 @dataclass(frozen=True)
@@ -336,8 +327,13 @@ def _gradient(value: Tensor) -> Tensor:
     return value.grad.clone()
 
 
-def training(case: Case, *, compiled: bool = True) -> dict[str, Entry]:
-    """Everyone who trains ``case``; OURS among them, FLOOR not. Whoever calls it forgets them afterwards."""
+def training(
+    case: Case, compiled: tuple[torch.memory_format, ...] = (torch.contiguous_format, LAST)
+) -> dict[str, Entry]:
+    """Everyone who trains ``case``; OURS among them, FLOOR not. Whoever calls it forgets them afterwards.
+
+    compiled: the layouts that torch.compile tries.
+    """
     module = weights(case).train()
 
     def eager(layout: torch.memory_format) -> Contestant:
@@ -357,7 +353,7 @@ def training(case: Case, *, compiled: bool = True) -> dict[str, Entry]:
         OURS: [mine],
         NCHW: [lambda: eager(torch.contiguous_format)],
         CHANNELS_LAST: [lambda: eager(LAST)],
-        COMPILE: [lambda: compiling(torch.contiguous_format), lambda: compiling(LAST)] if compiled else [],
+        COMPILE: [lambda layout=layout: compiling(layout) for layout in compiled],
     }
     tolerances = [TOLERANCE[case.dtype], *[GRADIENT_TOLERANCE] * (len(wanted) - 1)]
     return {name: _ready(name, found, wanted, tolerances) for name, found in variants.items()}

@@ -16,11 +16,23 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import compiler
 import enumerator
 import language
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
-TABLES = {"language": language.measure, "enumerator": enumerator.measure, "peers": enumerator.beside_others}
+TABLES = {
+    "language": language.measure,
+    "enumerator": enumerator.measure,
+    "peers": enumerator.beside_others,
+    "evaluation": compiler.in_evaluation,
+    "projection": compiler.with_projection,
+    "training": compiler.in_training,
+    "random": compiler.on_random_cells,
+    "fusions": compiler.fusions,
+    "memory": compiler.memory,
+    "start": compiler.to_start,
+}
 
 
 def machine() -> str:

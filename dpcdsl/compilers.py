@@ -18,11 +18,12 @@ GROUP = "dpcdsl.compilers"
 class Compiler(Protocol):
     """What an entry point of the group provides."""
 
-    #: Kinds of file that :meth:`write` makes, such as ``.onnx``.
+    #: Kinds of file that :meth:`write` makes, such as ``.onnx``. A compiler that decides what is fused may also have
+    #: ``plan(cell, *, in_channels, training, size, **options)``, whose ``str()`` says it.
     suffixes: tuple[str, ...]
 
     def compile(self, cell: Cell, *, in_channels: int, **options: Any) -> Any:
-        """The cell as something to run (for ``eager`` a ``torch.nn.Module``)."""
+        """The cell as something to run (for ``torch`` and ``eager`` a ``torch.nn.Module``)."""
 
     def write(self, cell: Cell, path: Path, *, in_channels: int, size: Size, **options: Any) -> None:
         """The cell as a file, whole or not at all."""
@@ -52,11 +53,11 @@ def compiler(target: str) -> Compiler:
     return loaded
 
 
-def compile(cell: Cell | str, *, in_channels: int, target: str = "eager", **options: Any) -> Any:
+def compile(cell: Cell | str, *, in_channels: int, target: str = "torch", **options: Any) -> Any:
     """The cell as something to run; a cell may be named as in :func:`dpcdsl.read_cell`.
 
-    in_channels: channels of F. The options are the compiler's own; for ``eager`` those of
-    :class:`dpcdsl_torch.EagerCell`. Raises :class:`DpcError`.
+    in_channels: channels of F. The options are the compiler's own; for ``torch`` those of
+    :func:`dpcdsl_torch.compile_cell`. Raises :class:`DpcError`.
     """
     if isinstance(cell, str):
         from dpcdsl.references import read_cell

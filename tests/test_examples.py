@@ -14,6 +14,11 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 SAYS = {
     "demo.py": ["valid, and equal to `top1` of the zoo", "demo/top1.png", "356,160  0.36M", "(1, 256, 65, 129)"],
     "maxpool.py": ["maxpool window 3x5", "ran forward and backward: (2, 512, 33, 33)"],
+    "torchvision_aspp.py": [
+        "ASPP: 15,535,104 parameters",
+        "cell:   1,150,976 parameters",
+        "every parameter of the model has a gradient",
+    ],
 }
 
 

@@ -8,6 +8,7 @@ import io
 import logging
 import tempfile
 import warnings
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from dpcdsl.files import write_whole
 from dpcdsl.layers import GridPool, Size, checked_size
 from dpcdsl_torch.reference import EagerCell
 
-__all__ = ["compile", "suffixes", "write"]
+__all__ = ["OPTIONS", "check_options", "compile", "suffixes", "write"]
 
 #: Kinds of file that :func:`write` makes: a ``torch.export`` program, or ONNX.
 suffixes: tuple[str, ...] = (".pt2", ".onnx")
@@ -30,18 +31,26 @@ def compile(cell: Cell, *, in_channels: int, **options: Any) -> EagerCell:
 
     Raises :class:`DpcError`: DPC062 for an unknown option or a wrong value, DPC064 for a layer without lowering.
     """
-    known = list(inspect.signature(EagerCell).parameters)[2:]
-    unknown = [name for name in options if name not in known]
-    if unknown:
-        raise DpcError(_unknown_option(name, known) for name in unknown)
+    check_options("eager", OPTIONS, options)
     return EagerCell(cell, in_channels, **options)
 
 
-def _unknown_option(name: str, known: list[str]) -> Diagnostic:
+#: Names of what :class:`EagerCell` takes beside the cell and its channels.
+OPTIONS: tuple[str, ...] = tuple(inspect.signature(EagerCell).parameters)[2:]
+
+
+def check_options(target: str, known: Sequence[str], options: Iterable[str]) -> None:
+    """Raise :class:`DpcError` (DPC062) for each option that the compiler ``target`` does not know."""
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise DpcError(_unknown_option(target, name, known) for name in unknown)
+
+
+def _unknown_option(target: str, name: str, known: Sequence[str]) -> Diagnostic:
     near = nearest(name, known)
     return Diagnostic(
         "DPC062",
-        f"the compiler `eager` has no option `{name}`" + (f"; did you mean `{near}`?" if near else ""),
+        f"the compiler `{target}` has no option `{name}`" + (f"; did you mean `{near}`?" if near else ""),
         hint="options: " + ", ".join(f"`{option}`" for option in known),
     )
 

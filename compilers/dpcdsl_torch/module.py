@@ -15,7 +15,9 @@ from dpcdsl.references import read_cell
 from dpcdsl_torch import build, ops
 from dpcdsl_torch.decomposition import decomposed
 from dpcdsl_torch.lowering import BatchNorm, layer_names
-from dpcdsl_torch.plan import Form, Plan, Task, check_fusions, evaluation, training
+from dpcdsl_torch.plan import Form, Plan, Task, check_fusions
+from dpcdsl_torch.plan import evaluation as evaluation_plan
+from dpcdsl_torch.plan import training as training_plan
 from dpcdsl_torch.reference import EagerCell, SameConvolution
 from dpcdsl_torch.weights import convolutions, evaluation_names, prepare, training_names
 
@@ -73,6 +75,7 @@ class CompiledCell(nn.Module):
         self.settings, self.dropout_place = eager.settings, eager.dropout_place
         self.backend, self.without = backend, without
         self.branches, self.dropout, self.projection = eager.branches, eager.dropout, eager.projection
+        self._options = eager.options
         self._channels = (in_channels, *cell.out_channels(in_channels))
         rest = {
             "align_corners": self.settings.align_corners,
@@ -98,7 +101,7 @@ class CompiledCell(nn.Module):
         else:
             every = [path for branch_paths in paths for path in branch_paths]
             self._branches = _Fused(branches, every)
-            whole = Task.of(cell, in_channels, conventions, projection=options.get("projection"), **rest)
+            whole = Task.of(cell, in_channels, conventions, projection=self._options["projection"], **rest)
             assert whole is not None
             self._whole = _Fused(whole, [*every, *last])
         if self.projection is not None:
@@ -143,13 +146,20 @@ class CompiledCell(nn.Module):
             maps.append(output)
         return torch.cat(maps[1:], dim=1)
 
+    def eager(self) -> EagerCell:
+        """An eager module with this one's options, and copies of its parameters and statistics."""
+        twin = EagerCell(self.cell, self.in_channels, **self._options)
+        state = self.state_dict()
+        twin.load_state_dict(state)
+        return twin.to(next(iter(state.values()), torch.empty(0)).dtype).train(self.training)
+
     def refold(self) -> None:
         """Fold again at the next call, whatever autograd's version counters say (after a write through ``.data``)."""
         for fused in (self._branches, self._whole, self._project, *self._each):
             if fused is not None:
                 fused.forget()
 
-    def plan(self, *, training_mode: bool = False, size: Size | None = None) -> Plan:
+    def plan(self, *, training: bool = False, size: Size | None = None) -> Plan:
         """How the cell is run (its branches alone in training). ``str()`` of it is to be read.
 
         Raises :class:`DpcError` (DPC064) for a cell with layers of a user's own, which has no plan as a whole.
@@ -160,7 +170,7 @@ class CompiledCell(nn.Module):
                 "a cell with an operator that has no fused form is run branch by branch, and has no plan",
                 hint="fused are [pooling] 1x1 [resize] and depthwise, 1x1; others run as their own modules",
             )
-        return training(self._branches.task, size) if training_mode else evaluation(self._whole.task, size)
+        return training_plan(self._branches.task, size) if training else evaluation_plan(self._whole.task, size)
 
     def _check_features(self, features: Tensor) -> None:
         shape = tuple(features.shape)

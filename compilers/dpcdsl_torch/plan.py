@@ -317,7 +317,7 @@ class Plan:
 def evaluation(task: Task, size: Size | None = None) -> Plan:
     """How the task is run in evaluation mode. ``size`` of F is only shown: it tells which taps are dropped."""
     steps = tuple(_evaluation(task))
-    return Plan(task, "evaluation", steps, _released(steps, task.does("release")), size)
+    return Plan(task, "evaluation", steps, _released(task, steps), size)
 
 
 def _evaluation(task: Task) -> Iterator[Step]:
@@ -487,13 +487,26 @@ def _reads(step: Step) -> tuple[str, ...]:
     return ()
 
 
-def _released(steps: tuple[Step, ...], does: bool) -> tuple[tuple[str, ...], ...]:
+def _in_place(task: Task) -> bool:
+    """Whether branches are ranges of the concatenation."""
+    return task.does("concatenation") and (task.projection is None or not task.does("split_projection"))
+
+
+def _released(task: Task, steps: tuple[Step, ...]) -> tuple[tuple[str, ...], ...]:
     last: dict[str, int] = {}
+    if not task.does("release"):
+        return ((),) * len(steps)
     for index, step in enumerate(steps):
         for name in _reads(step):
             last[name] = index
     return tuple(
-        tuple(sorted(name for name, at in last.items() if does and at == index and name not in ("F", "Y")))
+        tuple(
+            sorted(
+                name
+                for name, at in last.items()
+                if at == index and name not in ("F", "Y") and not (name[0] == "Y" and _in_place(task))
+            )
+        )
         for index in range(len(steps))
     )
 
@@ -556,8 +569,7 @@ def _describe_convolve(step: Convolve, task: Task, size: Size | None) -> Iterato
 def _place(name: str, task: Task) -> str:
     """Where a map lies: a branch's in the concatenation, if there is one in place."""
     number = int(name[1:]) if name[:1] == "Y" and name[1:] else 0
-    in_place = task.does("concatenation") and (task.projection is None or not task.does("split_projection"))
-    if not number or not in_place:
+    if not number or not _in_place(task):
         return name
     first = task.first_channel(number)
     return f"{name} = Y[{first}:{first + task.branches[number - 1].filters}]"

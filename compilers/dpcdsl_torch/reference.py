@@ -262,6 +262,23 @@ class EagerCell(nn.Module):
             self.dropout = nn.Dropout(dropout)
             self.projection = lower(Convolution("projection", projection), Context(concatenated, self.settings))
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """What it was built with, beside the cell and its channels: ``EagerCell(cell, in_channels, **options)``."""
+        settings = self.settings
+        return {
+            "pooling": settings.conventions.pooling,
+            "output_stride": settings.conventions.output_stride,
+            "image_pooling_crop_size": settings.conventions.image_pooling_crop_size,
+            "projection": None if self.projection is None else self.out_channels,
+            "dropout": 0.1 if self.dropout is None else self.dropout.p,
+            "dropout_place": self.dropout_place,
+            "batch_norm_momentum": settings.batch_norm_momentum,
+            "batch_norm_epsilon": settings.batch_norm_epsilon,
+            "fine_tune_batch_norm": settings.fine_tune_batch_norm,
+            "align_corners": settings.align_corners,
+        }
+
     def concatenate(self, features: Tensor) -> Tensor:
         """All branches' outputs concatenated, before dropout and projection: [N, sum of channels, H, W]."""
         self._check_features(features)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import shutil
 import subprocess
@@ -72,17 +73,19 @@ def _torch() -> dict[str, str]:
     if version.startswith("missing"):
         return {"torch": "missing; pip install 'dpcdsl[torch]' brings the eager module and its exports"}
     probe = (
-        "import torch; a = torch.cuda.is_available();"
-        "print(torch.get_num_threads(), torch.cuda.get_device_name(0) if a else 'none')"
+        "import json, torch; a = torch.cuda.is_available();"
+        "print(torch.get_num_threads(), torch.cuda.get_device_name(0) if a else 'none', sep='\\n');"
+        "from dpcdsl_torch import build; print(json.dumps(build.status()))"
     )
     # In a process of its own: a broken installation must not take the report with it.
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=False)
     if done.returncode:
         return {"torch": f"{version}, which does not import: {done.stderr.strip().splitlines()[-1:]}"}
-    threads, _, device = done.stdout.strip().partition(" ")
+    threads, device, kernels = done.stdout.strip().splitlines()
     missing = [name for name in ("onnx", "onnxscript") if _version(name).startswith("missing")]
     return {
         "torch": f"{version}, {threads} threads",
         "CUDA device": device,
+        **json.loads(kernels),
         "ONNX export": f"needs {' and '.join(missing)}; pip install 'dpcdsl[onnx]'" if missing else "available",
     }
