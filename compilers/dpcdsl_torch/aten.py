@@ -189,11 +189,12 @@ class AtenPrimitives:
 
     def _begun(self, projection: Projection, x: Tensor) -> Tensor:
         """A projection's sum before a call adds its part; its own memory."""
-        if not projection.first:
+        n, _, h, w = x.shape
+        if projection.first:
+            total = _by_channel(projection.bias.to(_wide(x.dtype))).repeat(n, 1, h, w)
+        else:
             assert projection.sum is not None
-            return projection.sum.clone()
-        (n, _, h, w), dtype = x.shape, _wide(x.dtype)
-        total = _by_channel(projection.bias.to(dtype)).repeat(n, 1, h, w)
+            total = projection.sum.clone()
         for grid in projection.grids:
             total += F.interpolate(grid, (h, w), mode="bilinear", align_corners=projection.align_corners)
         return total

@@ -37,7 +37,12 @@ def decomposed(
 
 
 def _branch(
-    task: Task, number: int, form: Form, x: Tensor, weights: Mapping[str, Tensor], batch: frozenset[str],
+    task: Task,
+    number: int,
+    form: Form,
+    x: Tensor,
+    weights: Mapping[str, Tensor],
+    batch: frozenset[str],
     statistics: Statistics,
 ) -> Tensor:
     size = x.shape[2:]
@@ -52,8 +57,10 @@ def _branch(
         assert form.rate is not None
         key = f"{number}.depthwise"
         weight = weights[key].to(x.dtype).t().reshape(form.in_channels, 1, *form.kernel)
-        x = F.pad(x, (-min(form.dx), max(form.dx), -min(form.dy), max(form.dy)))
-        x = F.conv2d(x, weight, dilation=form.rate, groups=form.in_channels)
+        padding = (max(form.dy), max(form.dx))
+        if (-min(form.dy), -min(form.dx)) != padding:  # an even kernel
+            x, padding = F.pad(x, (-min(form.dx), max(form.dx), -min(form.dy), max(form.dy))), (0, 0)
+        x = F.conv2d(x, weight, padding=padding, dilation=form.rate, groups=form.in_channels)
         x = _normalised(task, x, key, form.depthwise_norm, form.depthwise_relu, weights, batch, statistics)
     key = f"{number}.product"
     x = F.conv2d(x, weights[key].to(x.dtype)[:, :, None, None])
@@ -64,7 +71,13 @@ def _branch(
 
 
 def _normalised(
-    task: Task, x: Tensor, key: str, norm: bool, relu: bool, weights: Mapping[str, Tensor], batch: frozenset[str],
+    task: Task,
+    x: Tensor,
+    key: str,
+    norm: bool,
+    relu: bool,
+    weights: Mapping[str, Tensor],
+    batch: frozenset[str],
     statistics: Statistics,
 ) -> Tensor:
     if norm:
@@ -74,6 +87,6 @@ def _normalised(
             statistics[key] = (mean.detach(), variance.detach())
         else:
             mean, variance = weights[f"{key}.mean"], weights[f"{key}.variance"]
-        scale = weights[f"{key}.weight"] * torch.rsqrt(variance + task.epsilon)
+        scale = weights[f"{key}.weight"] * torch.rsqrt(variance + task.epsilons[key])
         x = ((wide - mean[:, None, None]) * scale[:, None, None] + weights[f"{key}.bias"][:, None, None]).to(x.dtype)
     return F.relu(x) if relu else x

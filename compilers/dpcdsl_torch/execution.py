@@ -313,9 +313,7 @@ def _kept(task: Task) -> Iterator[str]:
             yield from (f"{number}.product.mean", f"{number}.product.variance")
 
 
-def kept_shapes(
-    task: Task, shape: Sequence[int], dtype: torch.dtype
-) -> Iterator[tuple[tuple[int, ...], torch.dtype]]:
+def kept_shapes(task: Task, shape: Sequence[int], dtype: torch.dtype) -> Iterator[tuple[tuple[int, ...], torch.dtype]]:
     """Shape and type of what :func:`kept_names` names, for a map of ``shape`` and ``dtype``."""
     batch, _, *size = shape
     vectors = vector_dtype(dtype)
@@ -374,7 +372,7 @@ class _Training:
                 self.maps[f"{key}.variance"],
                 self.weights[f"{key}.weight"],
                 self.weights[f"{key}.bias"],
-                self.task.epsilon,
+                self.task.epsilons[key],
                 relu,
             )
         return self._norms[key]
@@ -444,7 +442,10 @@ class _Forward(_Training):
             # A copy: what an operator returns must be its own.
             mean, variance = self.weights[f"{key}.mean"].clone(), self.weights[f"{key}.variance"].clone()
         else:
-            mean, variance = moments.mean.to(self.vectors), (moments.deviations / max(moments.count, 1)).to(self.vectors)
+            mean, variance = (
+                moments.mean.to(self.vectors),
+                (moments.deviations / max(moments.count, 1)).to(self.vectors),
+            )
         self.maps[f"{key}.mean"], self.maps[f"{key}.variance"] = mean, variance
 
 
@@ -504,9 +505,7 @@ class _Backward(_Training):
         count = x.shape[0] * x.shape[2] * x.shape[3]
         return norm.gradient(sums if key in self.batch else None, count, self.vectors)
 
-    def _separable(
-        self, number: int, form: Form, gradients: tuple[Tensor, ...], p: Tensor, norm: NormGradient
-    ) -> None:
+    def _separable(self, number: int, form: Form, gradients: tuple[Tensor, ...], p: Tensor, norm: NormGradient) -> None:
         key = f"{number}.depthwise"
         d = self.maps[f"D{number}"]
         dd = self.make.empty(form.in_channels)
@@ -534,7 +533,7 @@ class _Backward(_Training):
         dw = self.primitives.depthwise_backward(dd, self.input(form), weight, _taps(form, chosen), target, add)
         assert dw is not None
         if chosen is not None:  # a tap that saw only padding has no gradient
-            dw = torch.zeros_like(whole).index_copy_(0, torch.tensor(chosen, device=whole.device), dw)
+            dw = dw.new_zeros(whole.shape).index_copy_(0, torch.tensor(chosen, device=whole.device), dw)
         self.found[key] = dw
 
     def _target(self, number: int) -> tuple[Tensor | None, bool]:
@@ -548,9 +547,7 @@ class _Backward(_Training):
         return self.arriving[number], add
 
 
-def run_training(
-    task: Task, x: Tensor, weights: Mapping[str, Tensor], batch: frozenset[str]
-) -> list[Tensor]:
+def run_training(task: Task, x: Tensor, weights: Mapping[str, Tensor], batch: frozenset[str]) -> list[Tensor]:
     """The concatenation and what the backward pass needs, as :func:`kept_names` names them.
 
     batch: the convolutions whose normalisation takes its statistics from the batch; the others use the running ones.

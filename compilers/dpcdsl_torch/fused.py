@@ -29,9 +29,7 @@ def compile(cell: Cell, *, in_channels: int, **options: Any) -> CompiledCell:
     return CompiledCell(cell, in_channels, **options)
 
 
-def plan(
-    cell: Cell, *, in_channels: int, training: bool = False, size: Size | None = None, **options: Any
-) -> Plan:
+def plan(cell: Cell, *, in_channels: int, training: bool = False, size: Size | None = None, **options: Any) -> Plan:
     """The steps by which the cell is run, to be printed. size: (height, width) of F, which tells what it drops.
 
     Raises :class:`DpcError`: as :func:`compile`; DPC064 for a cell with operators that have no fused form.
@@ -62,7 +60,13 @@ def write(
             hint=f"end the name in {', '.join(suffixes[:-1])} or {suffixes[-1]}",
         )
     if path.suffix != ".py":
-        eager.write(cell.eager() if isinstance(cell, CompiledCell) else cell, path, in_channels=in_channels, size=size, **options)
+        eager.write(
+            cell.eager() if isinstance(cell, CompiledCell) else cell,
+            path,
+            in_channels=in_channels,
+            size=size,
+            **options,
+        )
     elif isinstance(cell, CompiledCell):
         twin: EagerCell = cell.eager()
         write_whole(path, source(twin.cell, twin.in_channels, **twin.options))

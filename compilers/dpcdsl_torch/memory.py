@@ -13,6 +13,7 @@ import os
 import sys
 import threading
 import weakref
+from collections import deque
 from typing import Any
 
 import torch
@@ -32,10 +33,13 @@ class _Pool:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.free: list[mmap.mmap] = []
+        # Blocks come back here, without a lock: the collector may run anywhere, in the middle of `take` too.
+        self.returned: deque[mmap.mmap] = deque()
 
     def take(self, size: int) -> mmap.mmap:
         size = -(-size // _HUGE_PAGE) * _HUGE_PAGE
         with self.lock:
+            self._sort_in()
             # The smallest that will do, if it is not mostly waste.
             fitting = [block for block in self.free if size <= len(block) <= 2 * size]
             if fitting:
@@ -48,11 +52,21 @@ class _Pool:
         return block
 
     def give(self, block: mmap.mmap) -> None:
-        dropped: list[mmap.mmap] = []
-        with self.lock:
+        self.returned.append(block)
+        if self.lock.acquire(blocking=False):
+            try:
+                self._sort_in()
+            finally:
+                self.lock.release()
+
+    def _sort_in(self) -> None:
+        while self.returned:
+            block = self.returned.popleft()
+            if len(block) > BOUND:
+                continue
             self.free.append(block)  # the newest is the likeliest to be in the cache still, the oldest goes first
             while sum(map(len, self.free)) > BOUND:
-                dropped.append(self.free.pop(0))
+                self.free.pop(0)
 
 
 _pool = _Pool()
@@ -67,21 +81,23 @@ def empty(shape: tuple[int, int, int, int], dtype: torch.dtype) -> Tensor:
     count = n * c * h * w
     size = count * dtype.itemsize
     if size < _SMALLEST or not sys.platform.startswith("linux"):
-        return torch.empty(shape, dtype=dtype, memory_format=torch.channels_last)
+        return torch.empty(shape, dtype=dtype, device="cpu", memory_format=torch.channels_last)
     block = _pool.take(size)
     # The storage keeps `memory` alive, and `memory` is all that is left of the block when the storage dies.
     memory: Any = (ctypes.c_char * size).from_buffer(block)
     weakref.finalize(memory, _pool.give, block).atexit = False
-    flat = torch.frombuffer(memory, dtype=dtype, count=count)
-    return flat.view(n, h, w, c).permute(0, 3, 1, 2)
+    storage = torch.frombuffer(memory, dtype=dtype, count=count).untyped_storage()
+    # Not a view of something: an operator's result is to be written in place as any other.
+    return torch.empty(0, dtype=dtype, device="cpu").set_(storage, 0, shape, (h * w * c, 1, w * c, c))
 
 
 def kept() -> int:
     """Bytes of unused blocks that are kept now."""
-    return sum(map(len, _pool.free))
+    return sum(map(len, (*_pool.free, *_pool.returned)))
 
 
 def release() -> None:
     """Give all unused blocks back to the system."""
     with _pool.lock:
+        _pool.returned.clear()
         _pool.free.clear()

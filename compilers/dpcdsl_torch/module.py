@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 
 from dpcdsl.cell import Cell
 from dpcdsl.errors import DpcError
-from dpcdsl.layers import Size
+from dpcdsl.layers import GridPool, Resize, Size
 from dpcdsl.references import read_cell
 from dpcdsl_torch import build, ops
 from dpcdsl_torch.decomposition import decomposed
@@ -19,7 +21,7 @@ from dpcdsl_torch.plan import Form, Plan, Task, check_fusions
 from dpcdsl_torch.plan import evaluation as evaluation_plan
 from dpcdsl_torch.plan import training as training_plan
 from dpcdsl_torch.reference import EagerCell, SameConvolution
-from dpcdsl_torch.weights import convolutions, evaluation_names, prepare, training_names
+from dpcdsl_torch.weights import prepare
 
 __all__ = ["BACKENDS", "CompiledCell", "compile_cell"]
 
@@ -77,50 +79,48 @@ class CompiledCell(nn.Module):
         self.branches, self.dropout, self.projection = eager.branches, eager.dropout, eager.projection
         self._options = eager.options
         self._channels = (in_channels, *cell.out_channels(in_channels))
-        rest = {
-            "align_corners": self.settings.align_corners,
-            "epsilon": self.settings.batch_norm_epsilon,
-            "backend": backend,
-            "without": without,
-        }
+        options = {"align_corners": self.settings.align_corners, "backend": backend, "without": without}
         conventions = self.settings.conventions
-        layers = [layer_names(branch.operator.layers(cell.filters)) for branch in cell.branches]
-        paths = [[("branches", str(i), name) for name in names] for i, names in enumerate(layers)]
-        last = [] if self.projection is None else [("projection",)]
-        concatenated = sum(self._channels[1:])
+        self._each: list[_Fused | None] = []
+        paths: list[tuple[str, ...]] = []
+        for number, branch in enumerate(cell.branches):
+            layers = branch.operator.layers(cell.filters)
+            own = [
+                ("branches", str(number), name)
+                for name, layer in zip(layer_names(layers), layers, strict=True)
+                if not isinstance(layer, GridPool | Resize)
+            ]
+            one = Cell.of((0, branch.operator), filters=cell.filters)
+            task = Task.of(one, self._channels[branch.input], conventions, **options)
+            self._each.append(None if task is None else _Fused(task, own))
+            paths += own
         self._branches: _Fused | None = None
         self._whole: _Fused | None = None
-        self._each: list[_Fused | None] = []
         self._project: _Fused | None = None
-        branches = Task.of(cell, in_channels, conventions, **rest)
-        if branches is None:
-            for number, branch in enumerate(cell.branches):
-                one = Cell.of((0, branch.operator), filters=cell.filters)
-                task = Task.of(one, self._channels[branch.input], conventions, **rest)
-                self._each.append(None if task is None else _Fused(task, paths[number]))
-        else:
-            every = [path for branch_paths in paths for path in branch_paths]
-            self._branches = _Fused(branches, every)
-            whole = Task.of(cell, in_channels, conventions, projection=self._options["projection"], **rest)
-            assert whole is not None
-            self._whole = _Fused(whole, [*every, *last])
-        if self.projection is not None:
-            form = Form(0, concatenated, self.out_channels, norm=True, relu=True)
-            self._project = _Fused(Task(concatenated, (form,), **rest), last)
+        branches = Task.of(cell, in_channels, conventions, **options)
+        projection = None if self.projection is None else self.out_channels
+        last = [] if projection is None else [("projection",)]
+        if branches is not None:
+            self._branches = _Fused(branches, paths)
+            self._whole = _Fused(replace(branches, projection=projection), [*paths, *last])
+        if projection is not None:
+            form = Form(0, sum(self._channels[1:]), projection, norm=True, relu=True)
+            self._project = _Fused(Task(form.in_channels, (form,), **options), last)
 
     def forward(self, features: Tensor) -> Tensor:
         self._check_features(features)
         x = _autocast(features)
-        drops = self.training and self.dropout is not None and self.dropout.p > 0
+        drops = self.dropout is not None and self.dropout.training and self.dropout.p > 0
         if self._whole is not None and not drops and self._whole.evaluates(self, x):
             return self._whole.evaluate(self, x)
         x = self._concatenate(x)
-        if self._project is None or self.dropout is None:
+        if self._project is None or self.projection is None or self.dropout is None:
             return x
-        if self.dropout_place == "before_projection":
-            return self._project.run(self, self.dropout(x))
-        dropped: Tensor = self.dropout(self._project.run(self, x))
-        return dropped
+        project = partial(self._project.run, self) if self._project.fits(self) else self.projection
+        result: Tensor = (
+            project(self.dropout(x)) if self.dropout_place == "before_projection" else self.dropout(project(x))
+        )
+        return result
 
     def concatenate(self, features: Tensor) -> Tensor:
         """All branches' outputs concatenated, before dropout and projection: [N, sum of channels, H, W]."""
@@ -128,13 +128,14 @@ class CompiledCell(nn.Module):
         return self._concatenate(_autocast(features))
 
     def _concatenate(self, x: Tensor) -> Tensor:
-        if self._branches is not None:
+        if self._branches is not None and self._branches.fits(self):
             return self._branches.run(self, x)
         # A branch with layers of a user's own runs as its modules do; the others are cells of one branch.
         maps = [x]
         for number, (branch, fused) in enumerate(zip(self.cell.branches, self._each, strict=True)):
             source = maps[branch.input]
-            output: Tensor = self.branches[number](source) if fused is None else fused.run(self, source)
+            fits = fused is not None and fused.fits(self)
+            output: Tensor = fused.run(self, source) if fused and fits else self.branches[number](source)
             expected = (x.shape[0], self._channels[number + 1], *x.shape[2:])
             if tuple(output.shape) != expected:
                 raise DpcError.of(
@@ -197,28 +198,39 @@ class CompiledCell(nn.Module):
 
 
 def _autocast(x: Tensor) -> Tensor:
-    kind = x.device.type
-    if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
-        return x.to(torch.get_autocast_dtype(kind))
+    if _autocasts(x) and x.dtype != torch.float64:
+        return x.to(torch.get_autocast_dtype(x.device.type))
     return x
+
+
+def _autocasts(x: Tensor) -> bool:
+    kind = x.device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
+@dataclass(frozen=True, eq=False)
+class _Folded:
+    """What was folded, for which maps, and from what: each tensor with its version, place and type."""
+
+    made_for: tuple[Any, ...]
+    seen: list[tuple[Tensor, int, int, torch.dtype]]
+    ready: list[Tensor]
 
 
 class _Fused:
     """A task, where its convolutions are in the module, and what was folded from them."""
 
-    def __init__(self, task: Task, paths: list[tuple[str, ...]]) -> None:
+    def __init__(self, task: Task, paths: Sequence[tuple[str, ...]]) -> None:
         self.task = task
-        self.text = task.dumps()
-        self._paths = [path for path in paths if path[-1] not in ("grid_pool", "resize")]
-        self._seen: list[tuple[Tensor, int, int, torch.dtype]] = []
-        self._made_for: tuple[torch.device, torch.dtype] | None = None
-        self._ready: list[Tensor] = []
+        self._paths = paths
+        self._text = (task, task.dumps())
+        self._folded: _Folded | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_seen": [], "_made_for": None, "_ready": []}  # a copy folds for itself
+        return self.__dict__ | {"_folded": None}  # a copy folds for itself
 
     def forget(self) -> None:
-        self._made_for = None
+        self._folded = None
 
     def _convolutions(self, cell: nn.Module) -> list[SameConvolution]:
         found = []
@@ -229,13 +241,29 @@ class _Fused:
             found.append(module)
         return found
 
+    def fits(self, cell: nn.Module) -> bool:
+        """Whether the modules are those that the task was made from, and not a user's own in their place."""
+        return all(
+            type(module) is SameConvolution and (module.bn is None or type(module.bn) is BatchNorm)
+            for module in self._convolutions(cell)
+        )
+
+    def _task(self, modules: list[SameConvolution]) -> tuple[Task, str]:
+        """The task with the epsilons that the modules have now, and its text."""
+        known = self._text
+        epsilon = tuple(0.0 if module.bn is None else module.bn.eps for module in modules)
+        if known[0].epsilon != epsilon:
+            task = replace(known[0], epsilon=epsilon)
+            self._text = known = (task, task.dumps())
+        return known
+
     def run(self, cell: nn.Module, x: Tensor) -> Tensor:
         """In evaluation or training, as the modules' modes and autograd want it."""
         return self.evaluate(cell, x) if self.evaluates(cell, x) else self.train(cell, x)
 
     def evaluates(self, cell: nn.Module, x: Tensor) -> bool:
         """Whether the folded path will do: no statistics of the batch, and nobody asks for a gradient."""
-        if _transforms_active():
+        if _transforms_active() or not self.fits(cell):
             return False
         modules = self._convolutions(cell)
         if any(_uses_batch(module.bn) for module in modules):
@@ -248,33 +276,33 @@ class _Fused:
     def evaluate(self, cell: nn.Module, x: Tensor) -> Tensor:
         modules = self._convolutions(cell)
         self._check_types(modules, x)
-        result: Tensor = torch.ops.dpcdsl.cell(x, self._prepared(modules, x), self.text)
+        task, text = self._task(modules)
+        result: Tensor = torch.ops.dpcdsl.cell(x, self._prepared(task, modules, x), text)
         return result
 
-    def _prepared(self, modules: list[SameConvolution], x: Tensor) -> list[Tensor]:
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # folding is part of the graph then
-            return list(self._prepare(modules, x).values())
+    def _prepared(self, task: Task, modules: list[SameConvolution], x: Tensor) -> list[Tensor]:
+        if torch.compiler.is_compiling() or torch._C._get_tracing_state():  # folding is part of the graph then
+            return self._prepare(task, modules, x)
         sources = _sources(modules)
         if any(tensor.is_inference() for tensor in sources):  # has no version: nobody knows when it changes
             with torch.no_grad():
-                return list(self._prepare(modules, x).values())
+                return self._prepare(task, modules, x)
         seen = [(tensor, tensor._version, tensor.data_ptr(), tensor.dtype) for tensor in sources]
-        made_for = (x.device, x.dtype)
-        if self._made_for != made_for or not _same(self._seen, seen):
+        made_for = (x.device, x.dtype, task.epsilon)
+        folded = self._folded  # read once: another thread may replace it
+        if folded is None or folded.made_for != made_for or not _same(folded.seen, seen):
             # Usable in any mode, whichever this call is in.
             with torch.inference_mode(False), torch.no_grad():
-                ready = list(self._prepare(modules, x).values())
-            # Another thread may do the same: each keeps a whole state, and the last one stays.
-            self._seen, self._ready, self._made_for = seen, ready, made_for
-            return ready
-        return self._ready
+                folded = _Folded(made_for, seen, self._prepare(task, modules, x))
+            self._folded = folded
+        return folded.ready
 
-    def _prepare(self, modules: list[SameConvolution], x: Tensor) -> dict[str, Tensor]:
-        return prepare(self.task, self._weights(modules), x.device, x.dtype)
+    def _prepare(self, task: Task, modules: list[SameConvolution], x: Tensor) -> list[Tensor]:
+        return list(prepare(task, self._weights(modules), x.device, x.dtype).values())
 
     def _weights(self, modules: list[SameConvolution]) -> dict[str, Tensor]:
         weights: dict[str, Tensor] = {}
-        for (name, norm), module in zip(convolutions(self.task), modules, strict=True):
+        for (name, norm), module in zip(self.task.convolutions, modules, strict=True):
             flat = module.weight.flatten(1)
             weights[name] = flat.t() if name.endswith("depthwise") else flat
             if norm:
@@ -286,15 +314,16 @@ class _Fused:
     def train(self, cell: nn.Module, x: Tensor) -> Tensor:
         modules = self._convolutions(cell)
         self._check_types(modules, x)
+        task, text = self._task(modules)
         weights = self._weights(modules)
         batch = [_uses_batch(module.bn) for module in modules]
         if _transforms_active() or not self.task.does("training"):
-            names = frozenset(name for (name, _), own in zip(convolutions(self.task), batch, strict=True) if own)
-            out, statistics = decomposed(self.task, x, weights, names)
+            names = frozenset(name for (name, _), own in zip(task.convolutions, batch, strict=True) if own)
+            out, statistics = decomposed(task, x, weights, names)
         else:
-            out, *kept = torch.ops.dpcdsl.cell_train(x, list(weights.values()), self.text, batch)
-            statistics = ops.statistics(self.task, kept)
-        for (name, _), module, own in zip(convolutions(self.task), modules, batch, strict=True):
+            out, *kept = torch.ops.dpcdsl.cell_train(x, list(weights.values()), text, batch)
+            statistics = ops.statistics(task, kept)
+        for (name, _), module, own in zip(task.convolutions, modules, batch, strict=True):
             if own:
                 assert module.bn is not None
                 _remember(module.bn, *statistics[name], self._count(name, x))
@@ -317,7 +346,7 @@ class _Fused:
                     f"the map is on {x.device} and the cell's weights on {weight.device}",
                     hint="move one of them with `.to(device)`",
                 )
-            if weight.dtype != x.dtype and not torch.is_autocast_enabled(x.device.type):
+            if weight.dtype != x.dtype and not _autocasts(x):
                 raise DpcError.of(
                     "DPC062",
                     f"the map is {x.dtype} and the cell's weights are {weight.dtype}",
@@ -330,7 +359,7 @@ def _uses_batch(bn: BatchNorm | None) -> bool:
 
 
 def _sources(modules: list[SameConvolution]) -> list[Tensor]:
-    found = []
+    found: list[Tensor] = []
     for module in modules:
         found.append(module.weight)
         if module.bn is not None:
@@ -339,9 +368,7 @@ def _sources(modules: list[SameConvolution]) -> list[Tensor]:
     return found
 
 
-def _same(
-    old: list[tuple[Tensor, int, int, torch.dtype]], new: list[tuple[Tensor, int, int, torch.dtype]]
-) -> bool:
+def _same(old: list[tuple[Tensor, int, int, torch.dtype]], new: list[tuple[Tensor, int, int, torch.dtype]]) -> bool:
     return len(old) == len(new) and all(
         a is b and rest == other for (a, *rest), (b, *other) in zip(old, new, strict=True)
     )
@@ -354,8 +381,8 @@ def _remember(bn: BatchNorm, mean: Tensor, variance: Tensor, count: int) -> None
     with torch.no_grad():
         bn.num_batches_tracked.add_(1)
         unbiased = variance * (count / max(count - 1, 1))
-        momentum = bn.momentum
-        assert momentum is not None
+        # As torch's own batch normalisation: without a momentum, the mean of all batches so far.
+        momentum = 1 / int(bn.num_batches_tracked) if bn.momentum is None else bn.momentum
         bn.running_mean.lerp_(mean.to(bn.running_mean.dtype), momentum)
         bn.running_var.lerp_(unbiased.to(bn.running_var.dtype), momentum)
 

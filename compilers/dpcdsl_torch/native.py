@@ -412,7 +412,7 @@ class NativePrimitives:
             gradient if x is None else self._input(x),
             _depthwise(taps, weight, None, False),
             None if dx is None else _output(dx, g.shape, g.dtype),
-            *(add, _address(dw), torch.get_num_threads()),
+            *(add and dx is not None, _address(dw), torch.get_num_threads()),
         )
         return dw
 

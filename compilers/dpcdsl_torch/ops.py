@@ -25,11 +25,12 @@ from dpcdsl_torch.execution import (
     side_by_side,
 )
 from dpcdsl_torch.plan import Task
-from dpcdsl_torch.weights import convolutions, evaluation_names, training_names
+from dpcdsl_torch.weights import evaluation_names, training_names
 
 __all__ = ["library", "statistics"]
 
-library = torch.library.Library("dpcdsl", "DEF")
+#: Holds the registrations; torch drops them with it.
+library: Any = torch.library.Library("dpcdsl", "DEF")  # type: ignore[no-untyped-call]
 
 
 def _define(schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> None:
@@ -69,7 +70,9 @@ _define("cell(Tensor x, Tensor[] weights, str task) -> Tensor", _cell, _cell_fak
 
 def _train(x: Tensor, weights: list[Tensor], task: str, batch_statistics: list[bool]) -> list[Tensor]:
     known = Task.loads(task)
-    return run_training(known, x, dict(zip(training_names(known), weights, strict=True)), _batch(known, batch_statistics))
+    return run_training(
+        known, x, dict(zip(training_names(known), weights, strict=True)), _batch(known, batch_statistics)
+    )
 
 
 def _train_fake(x: Tensor, weights: list[Tensor], task: str, batch_statistics: list[bool]) -> list[Tensor]:
@@ -89,7 +92,13 @@ def _train_backward(
     names = training_names(known)
     named = dict(zip(names, weights, strict=True))
     found = run_backward(
-        known, gradient, x, named, dict(zip(kept_names(known), kept, strict=True)), _batch(known, batch_statistics), needs_input
+        known,
+        gradient,
+        x,
+        named,
+        dict(zip(kept_names(known), kept, strict=True)),
+        _batch(known, batch_statistics),
+        needs_input,
     )
     learnt = [found[name].to(weight.dtype) for name, weight in named.items() if _is_learnt(name)]
     return [found["F"], *learnt] if needs_input else learnt
@@ -105,14 +114,12 @@ def _train_backward_fake(
     needs_input: bool,
 ) -> list[Tensor]:
     names = training_names(Task.loads(task))
-    learnt = [
-        weight.new_empty(weight.shape) for name, weight in zip(names, weights, strict=True) if _is_learnt(name)
-    ]
+    learnt = [weight.new_empty(weight.shape) for name, weight in zip(names, weights, strict=True) if _is_learnt(name)]
     return [_empty(x, x.shape, x.dtype), *learnt] if needs_input else learnt
 
 
 def _batch(task: Task, batch_statistics: list[bool]) -> frozenset[str]:
-    names = (name for name, _ in convolutions(task))
+    names = (name for name, _ in task.convolutions)
     return frozenset(name for name, batch in zip(names, batch_statistics, strict=True) if batch)
 
 
@@ -120,9 +127,7 @@ def _is_learnt(name: str) -> bool:
     return not name.endswith((".mean", ".variance"))
 
 
-_define(
-    "cell_train(Tensor x, Tensor[] weights, str task, bool[] batch_statistics) -> Tensor[]", _train, _train_fake
-)
+_define("cell_train(Tensor x, Tensor[] weights, str task, bool[] batch_statistics) -> Tensor[]", _train, _train_fake)
 _define(
     "cell_train_backward(Tensor gradient, Tensor x, Tensor[] weights, Tensor[] kept, str task, bool[] batch_statistics,"
     " bool needs_input) -> Tensor[]",
@@ -138,7 +143,9 @@ def _train_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> N
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*output[1:])
     # Not the running statistics: they are about to be written. What was used of them is in the output.
-    ctx.save_for_backward(x, *learnt, *output)
+    # The result is kept only where a branch reads another's, so that elsewhere it may be written in place.
+    kept = output if any(form.input for form in Task.loads(ctx.task).branches) else output[1:]
+    ctx.save_for_backward(x, *learnt, *kept)
 
 
 def _train_gradient(ctx: Any, gradients: list[Tensor | None]) -> tuple[Any, ...]:
@@ -150,9 +157,12 @@ def _train_gradient(ctx: Any, gradients: list[Tensor | None]) -> tuple[Any, ...]
     x, *rest = ctx.saved_tensors
     count = sum(map(_is_learnt, names))
     kept = rest[count:]
+    if len(kept) < len(kept_names(task)):
+        kept = [gradient, *kept]  # in the place of the result, which nothing reads
     named = dict(zip(kept_names(task), kept, strict=True)) | dict(zip(filter(_is_learnt, names), rest, strict=False))
     weights = [named[name] for name in names]
-    if torch.is_grad_enabled():  # a gradient of the gradient is wanted
+    # A gradient of the gradient is wanted, or many at once (``is_grads_batched``).
+    if torch.is_grad_enabled() or (not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()):
         dx, found = _differentiable_gradient(ctx.task, gradient, x, weights, ctx.batch_statistics)
     else:
         needs_input = ctx.needs_input_grad[0]
@@ -170,11 +180,14 @@ def _differentiable_gradient(
 ) -> tuple[Tensor | None, list[Tensor | None]]:
     known = Task.loads(task)
     names = training_names(known)
-    learnt = [weight for name, weight in zip(names, weights, strict=True) if _is_learnt(name)]
-    wanted = [tensor for tensor in (x, *learnt) if tensor.requires_grad]
-    out, _ = decomposed(known, x, dict(zip(names, weights, strict=True)), _batch(known, batch_statistics))
-    found = iter(torch.autograd.grad(out, wanted, gradient, create_graph=True, allow_unused=True))
-    dx, *rest = [next(found) if tensor.requires_grad else None for tensor in (x, *learnt)]
+    with torch.enable_grad():
+        # Aliases: where x is itself made from the weights, differentiation must stop at this call's own.
+        x, *weights = (tensor.view_as(tensor) for tensor in (x, *weights))
+        learnt = [weight for name, weight in zip(names, weights, strict=True) if _is_learnt(name)]
+        wanted = [tensor for tensor in (x, *learnt) if tensor.requires_grad]
+        out, _ = decomposed(known, x, dict(zip(names, weights, strict=True)), _batch(known, batch_statistics))
+        found = iter(torch.autograd.grad(out, wanted, gradient, create_graph=True, allow_unused=True))
+        dx, *rest = [next(found) if tensor.requires_grad else None for tensor in (x, *learnt)]
     return dx, rest
 
 
@@ -184,4 +197,4 @@ torch.library.register_autograd("dpcdsl::cell_train", _train_gradient, setup_con
 def statistics(task: Task, kept: Sequence[Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
     """Mean and variance at each normalised convolution, of what ``cell_train`` returns after its result."""
     named = dict(zip(kept_names(task)[1:], kept, strict=True))
-    return {name: (named[f"{name}.mean"], named[f"{name}.variance"]) for name, norm in convolutions(task) if norm}
+    return {name: (named[f"{name}.mean"], named[f"{name}.variance"]) for name, norm in task.convolutions if norm}

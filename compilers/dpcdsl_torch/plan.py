@@ -105,8 +105,11 @@ class Form:
 
 def form_of(layers: Iterable[Layer], input: int, in_channels: int) -> Form | None:
     """The branch's form, its rates already multiplied; None for layers that only :mod:`lowering` can run."""
-    match list(layers):
-        case [GridPool() as pool, Convolution(kernel=(1, 1)) as last, Resize()] if type(pool) is GridPool:
+    known = list(layers)
+    if any(type(layer) not in (Convolution, DepthwiseConvolution, GridPool, Resize) for layer in known):
+        return None  # a subclass exists because it differs
+    match known:
+        case [GridPool() as pool, Convolution(kernel=(1, 1)) as last, Resize()]:
             return Form(input, in_channels, last.filters, last.batch_norm, last.relu, grid=pool.grid)
         case [Convolution(kernel=(1, 1)) as last]:
             return Form(input, in_channels, last.filters, last.batch_norm, last.relu)
@@ -139,13 +142,30 @@ class Task:
     output_stride: int = 16
     image_pooling_crop_size: Size | None = None
     align_corners: bool = True
-    epsilon: float = 1e-5
+    epsilon: tuple[float, ...] = ()
     backend: str = "auto"
     without: frozenset[str] = frozenset()
 
     @property
     def conventions(self) -> Conventions:
         return Conventions(self.pooling, self.output_stride, self.image_pooling_crop_size)
+
+    @property
+    def convolutions(self) -> tuple[tuple[str, bool], ...]:
+        """Name of each convolution, in order, and whether batch normalisation follows it."""
+        found = []
+        for number, form in enumerate(self.branches, 1):
+            if form.has_depthwise:
+                found.append((f"{number}.depthwise", form.depthwise_norm))
+            found.append((f"{number}.product", form.norm))
+        if self.projection is not None:
+            found.append(("0.product", True))
+        return tuple(found)
+
+    @property
+    def epsilons(self) -> dict[str, float]:
+        """What is added to the variance at each convolution (``epsilon`` has them in order)."""
+        return {name: epsilon for (name, _), epsilon in zip(self.convolutions, self.epsilon, strict=True)}
 
     @property
     def concatenated(self) -> int:

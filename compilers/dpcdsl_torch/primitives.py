@@ -25,7 +25,8 @@ class Taps(NamedTuple):
     dx: tuple[int, ...]
 
 
-class Moments(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Moments:
     """Mean by channel and the sum of squared deviations from it, fp64 [C], over ``count`` positions."""
 
     mean: Tensor
@@ -42,7 +43,7 @@ class Affine(NamedTuple):
 
 
 class NormGradient(NamedTuple):
-    """A normalisation backwards: the gradient of its input x is ``a * g + b * x + c``, g after the ReLU of ``affine``."""
+    """A normalisation backwards: its input x has the gradient ``a * g + b * x + c``, g after the ReLU of ``affine``."""
 
     affine: Affine
     a: Tensor
@@ -121,7 +122,7 @@ class Primitives(Protocol):
     def gradient_sums(
         self, gradients: tuple[Tensor, ...], x: Tensor, affine: Affine, mean: Tensor, inverse: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Sums by channel, fp64, of g and of g (x - mean) inverse; g is the one or two gradients' sum after the ReLU."""
+        """Sums by channel, fp64, of g and of g (x - mean) inverse; g is the gradients' sum after the ReLU."""
 
     def pointwise_backward(
         self,
@@ -148,7 +149,7 @@ class Primitives(Protocol):
     def depthwise_backward(
         self, g: Tensor, x: Tensor | None, weight: Tensor | None, taps: Taps, dx: Tensor | None, add: bool
     ) -> Tensor | None:
-        """dx takes (or is added) the input's gradient (needs weight); returns that of the weight [taps, C] (needs x)."""
+        """dx takes (or is added) the input's gradient, which needs weight; returns that of the weight, which needs x."""
 
     def pool(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """fp32 (fp64) map [N, C, gh, gw], channels_last: the mean of each cell of a grid (adaptive average pooling)."""

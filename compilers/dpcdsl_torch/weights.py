@@ -14,27 +14,17 @@ from torch import Tensor
 from dpcdsl_torch.execution import primitives_for, vector_dtype
 from dpcdsl_torch.plan import Task
 
-__all__ = ["convolutions", "evaluation_names", "prepare", "training_names"]
+__all__ = ["evaluation_names", "prepare", "training_names"]
 
 #: What batch normalisation adds to a convolution's name: parameters, then running statistics.
 _NORM = ("weight", "bias", "mean", "variance")
-
-
-def convolutions(task: Task) -> Iterator[tuple[str, bool]]:
-    """Name of each convolution, and whether batch normalisation follows it."""
-    for number, form in enumerate(task.branches, 1):
-        if form.has_depthwise:
-            yield f"{number}.depthwise", form.depthwise_norm
-        yield f"{number}.product", form.norm
-    if task.projection is not None:
-        yield "0.product", True
 
 
 def training_names(task: Task) -> tuple[str, ...]:
     """The weights of the training passes: matrices [taps, C] and [filters, C], then gamma, beta, running statistics."""
     return tuple(
         name
-        for convolution, norm in convolutions(task)
+        for convolution, norm in task.convolutions
         for name in (convolution, *(f"{convolution}.{part}" for part in _NORM if norm))
     )
 
@@ -46,7 +36,7 @@ def evaluation_names(task: Task) -> tuple[str, ...]:
 
 def _evaluation_names(task: Task) -> Iterator[str]:
     split = task.projection is not None and task.does("split_projection")
-    for convolution, _ in convolutions(task):
+    for convolution, _ in task.convolutions:
         if convolution == "0.product" and split:
             yield from (f"{number}.projection" for number in range(1, len(task.branches) + 1))
         else:
@@ -65,13 +55,13 @@ def prepare(task: Task, weights: Mapping[str, Tensor], device: torch.device, dty
     vectors = vector_dtype(dtype)
     split = task.projection is not None and task.does("split_projection")
     ready: dict[str, Tensor] = {}
-    for convolution, norm in convolutions(task):
+    for convolution, norm in task.convolutions:
         weight = weights[convolution].to(vectors)
         depthwise = convolution.endswith("depthwise")
         number = int(convolution.split(".")[0])
         if norm:
             gamma, beta, mean, variance = (weights[f"{convolution}.{part}"].to(vectors) for part in _NORM)
-            scale = gamma * torch.rsqrt(variance + task.epsilon)
+            scale = gamma * torch.rsqrt(variance + task.epsilons[convolution])
             shift = beta - mean * scale
         else:
             scale = torch.ones(weight.shape[1 if depthwise else 0], dtype=vectors, device=weight.device)

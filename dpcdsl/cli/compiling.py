@@ -69,5 +69,7 @@ def compile_command(
 def _plan(chosen: Any, target: str, cell: Cell, **options: Any) -> str:
     plan = getattr(chosen, "plan", None)
     if plan is None:
-        raise DpcError.of("DPC064", f"the compiler `{target}` fuses nothing, and has no plan", hint="try --target torch")
+        raise DpcError.of(
+            "DPC064", f"the compiler `{target}` fuses nothing, and has no plan", hint="try --target torch"
+        )
     return str(plan(cell, **options))

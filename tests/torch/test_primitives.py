@@ -25,11 +25,11 @@ from dpcdsl_torch.native import NativePrimitives
 from dpcdsl_torch.primitives import Affine, Branch, Moments, NormGradient, Primitives, Projection, Taps
 
 ATEN = AtenPrimitives()
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float64: 1e-12}
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 1e-2}
 MARGIN = 7.0  # what lies beside an output, and must still lie there afterwards
 BEFORE, AFTER = 5, 3  # channels beside an output
 
-few = settings(max_examples=30, deadline=None)
+few = settings(max_examples=100, deadline=None)
 
 
 @pytest.fixture(scope="module")
@@ -77,10 +77,11 @@ class Case:
     two: bool = True
     seed: int = 0
     threads: int = 1
+    others: Taps | None = None  # instead of the kernel's
 
     @property
     def taps(self) -> Taps:
-        return kernel_taps(self.kernel, self.rate)
+        return kernel_taps(self.kernel, self.rate) if self.others is None else self.others
 
     def draws(self) -> Draws:
         return Draws(self, torch.Generator().manual_seed(self.seed))
@@ -106,7 +107,7 @@ class Draws:
         return view
 
     def weight(self, filters: int, depth: int) -> Tensor:
-        return self.numbers(filters, depth) / max(1, 2 ** (depth.bit_length() // 2))
+        return self.numbers(filters, depth) / (1 << depth.bit_length() // 2)
 
     def affine(self, channels: int) -> Affine:
         scale = torch.randint(4, 24, (channels,), generator=self.generator) / 16
@@ -257,7 +258,7 @@ def depthwise_backward(
     weight = cast(draws.numbers(len(case.taps.dy), case.c) / 4)
     both = primitives.depthwise_backward(g, x, weight, case.taps, one, case.add)
     assert primitives.depthwise_backward(g, None, weight, case.taps, other, not case.add) is None
-    return (both, primitives.depthwise_backward(g, x, None, case.taps, None, False)), (one, other)
+    return (both, primitives.depthwise_backward(g, x, None, case.taps, None, case.add)), (one, other)
 
 
 def pools(primitives: Primitives, draws: Draws, cast: Callable[[Any], Any]) -> tuple[Any, tuple[Tensor, ...]]:
@@ -277,7 +278,7 @@ def resizes(primitives: Primitives, draws: Draws, cast: Callable[[Any], Any]) ->
 
 
 PASSES: dict[str, Pass] = {
-    run.__name__: run  # type: ignore[attr-defined]
+    run.__name__: run
     for run in (
         *(evaluate, depthwise, pointwise, affine, gradient_sums, pointwise_backward, affine_backward),
         *(depthwise_backward, pools, resizes),
@@ -330,11 +331,8 @@ def test_rows_that_would_be_pages(kernels: NativePrimitives, name: str) -> None:
 
 @pytest.mark.parametrize("taps", [Taps((), ()), Taps((30,), (0,)), kernel_taps((2, 2), (40, 40))])
 def test_taps_that_are_never_inside(kernels: NativePrimitives, taps: Taps) -> None:
-    class Nowhere(Case):
-        taps = taps  # type: ignore[assignment]
-
     for name in ("evaluate", "depthwise", "depthwise_backward"):
-        differential(kernels, PASSES[name], Nowhere())
+        differential(kernels, PASSES[name], Case(others=taps))
 
 
 # NaN and infinity
@@ -365,6 +363,21 @@ def test_nan_and_infinity_go_where_torch_lets_them(
     else:
         for one, other in zip(flattened(found), flattened(expected), strict=True):
             assert torch.equal(one.isfinite(), other.isfinite())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", PASSES)
+def test_what_an_earlier_pass_left_is_not_read(
+    kernels: NativePrimitives, name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kernels keep their memory, and what is multiplied by a padding of zeros must not be NaN."""
+    usual = Draws.map
+    case = Case(c=37, filters=37, dtype=dtype)
+    monkeypatch.setattr(Draws, "map", lambda *arguments: usual(*arguments).fill_(float("nan")))
+    for poison in (evaluate, pointwise, pointwise_backward, depthwise_backward):
+        poison(kernels, replace(case, c=96, filters=96).draws(), lambda value: value)
+    monkeypatch.undo()
+    differential(kernels, PASSES[name], case)
 
 
 def test_no_gradient_at_zero(kernels: NativePrimitives) -> None:
@@ -424,13 +437,36 @@ def test_inputs_of_any_strides(
         assert_close(PASSES[name](kernels, case.draws(), lambda value: value), expected, dtype)
 
 
+@pytest.mark.parametrize("name", ["evaluate", "depthwise_backward", "pools", "resizes"])
+def test_windows_of_maps(kernels: NativePrimitives, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inputs and outputs whose rows have gaps between them."""
+    usual = Draws.map
+    monkeypatch.setattr(Draws, "map", lambda *arguments: spread(usual(*arguments), "cropped"))
+    case = Case(sliced=False)
+    _, outs = found = PASSES[name](kernels, case.draws(), lambda value: value)
+    assert_close(found, PASSES[name](ATEN, case.draws(), exact), case.dtype)
+    for out in outs:
+        assert out._base is not None
+        assert (out._base[:, :, (0, -1)] == MARGIN).all()
+        assert (out._base[..., (0, -2, -1)] == MARGIN).all()
+
+
+def test_affine_in_place(kernels: NativePrimitives) -> None:
+    for primitives in (kernels, ATEN):
+        draws = Case(sliced=False).draws()
+        x, affine = draws.map(33), draws.affine(33)
+        expected = (x * affine.scale[:, None, None] + affine.shift[:, None, None]).relu()
+        primitives.affine(x, affine, x)
+        torch.testing.assert_close(x, expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("how", ["nchw", "cropped", "transposed", "channels_last"])
 def test_copy(kernels: NativePrimitives, how: str, dtype: torch.dtype) -> None:
     for shape in ((2, 70, 9, 8), (1, 1, 1, 1), (3, 64, 1, 5), (0, 3, 2, 2), (2, 3, 13, 11)):
         numbers = torch.randn(shape).to(dtype)
         for source in (spread(numbers, "cropped"), numbers, numbers.contiguous(memory_format=torch.channels_last)):
-            out = torch.zeros(shape, dtype=dtype, memory_format=None).contiguous(memory_format=torch.channels_last)
+            out = torch.zeros(shape, dtype=dtype).contiguous(memory_format=torch.channels_last)
             out = out if how == "channels_last" else spread(out, how)
             for primitives in (kernels, ATEN):
                 primitives.copy(source, out.zero_())
@@ -447,7 +483,7 @@ class Split:
     case: Case
     calls: tuple[int, ...]  # how many branches each has
     projection: int
-    grids: tuple[tuple[int, int], ...]
+    grids: tuple[tuple[int, int], ...]  # of every call
     nchw: bool
     align_corners: bool
 
@@ -458,13 +494,13 @@ class Split:
         out = out.contiguous() if self.nchw else out
         wide = torch.float64 if out.dtype is torch.float64 else torch.float32
         total = torch.full(shape, float("nan"), dtype=wide).contiguous(memory_format=torch.channels_last)
-        grids = tuple(
-            cast(draws.numbers(case.n, self.projection, *grid).contiguous(memory_format=torch.channels_last))
-            for grid in self.grids
-        )
         outs = []
         for number, count in enumerate(self.calls):
             x, branches = cast(draws.map(case.c)), []
+            grids = tuple(
+                cast(draws.numbers(case.n, self.projection, *grid).contiguous(memory_format=torch.channels_last))
+                for grid in self.grids
+            )
             for b in range(count):
                 prepared = primitives.prepare(cast(draws.weight(case.filters, case.c)), x.dtype)
                 part = primitives.prepare(cast(draws.weight(self.projection, case.filters)), x.dtype)
@@ -484,7 +520,7 @@ class Split:
                 branches,
                 Projection(
                     *(self.projection, bias, case.relu, first, last, None if first and last else total, out),
-                    *(grids if first else (), self.align_corners),
+                    *(grids, self.align_corners),
                 ),
             )
         return (out, *outs)
@@ -524,11 +560,11 @@ def test_evaluation_is_the_same_in_any_number_of_threads(kernels: NativePrimitiv
 # The native passes' own
 
 
-def test_prepared_weights_can_be_traced(kernels: NativePrimitives) -> None:
-    for dtype in (torch.float32, torch.bfloat16):
-        weight = torch.randn(5, 3)
-        traced = make_fx(lambda w, dtype=dtype: kernels.prepare(w, dtype))(weight)
-        assert torch.equal(traced(weight), kernels.prepare(weight, dtype))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_prepared_weights_can_be_traced(kernels: NativePrimitives, dtype: torch.dtype) -> None:
+    traced = make_fx(lambda weight: kernels.prepare(weight, dtype))(torch.randn(5, 3))
+    weight = torch.randn(5, 3)
+    assert torch.equal(traced(weight), kernels.prepare(weight, dtype))
 
 
 def test_weights_that_are_not_fp32(kernels: NativePrimitives) -> None:
@@ -556,13 +592,22 @@ def test_no_memory_is_told() -> None:
         native._checked(1, Broken(), ())
 
 
-# ATen against autograd
+# ATen in every type, and against autograd
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("case", [Case(), Case(kernel=(2, 2), sliced=False, add=False, two=False), Case(n=0)])
+@pytest.mark.parametrize("name", PASSES)
+def test_aten_is_itself_in_double_precision(name: str, case: Case, dtype: torch.dtype) -> None:
+    case = replace(case, dtype=dtype)
+    expected = PASSES[name](ATEN, case.draws(), exact)
+    assert_close(PASSES[name](ATEN, case.draws(), lambda value: value), expected, dtype)
 
 
 def padded_convolution(x: Tensor, weight: Tensor, case: Case) -> Tensor:
     """A depthwise convolution with SAME padding, weight [taps, C], by explicit padding."""
     reach = [(size - 1) * rate for size, rate in zip(case.kernel, case.rate, strict=True)]
-    top, left = (total // 2 + total % 2 for total in reach)
+    top, left = (total // 2 for total in reach)
     padded = F.pad(x, (left, reach[1] - left, top, reach[0] - top))
     return F.conv2d(padded, weight.t().reshape(-1, 1, *case.kernel), dilation=case.rate, groups=x.shape[1])
 
@@ -656,7 +701,8 @@ def test_training_is_autograd(
         separable_by_autograd(case, leaves, gradients),
     )
     for name, value in expected.items():
-        error = (found[name].double() - value).abs().max() / value.abs().max()
+        # Without a ReLU the second normalisation takes back what the first one's shift does: a gradient of 0.
+        error = (found[name].double() - value).abs().max() / value.abs().max().clamp(min=1)
         assert error < (1e-10 if dtype is torch.float64 else 2e-4), name
 
 

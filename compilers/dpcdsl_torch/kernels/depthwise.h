@@ -98,27 +98,29 @@ void convolve(const Map& x, const Depthwise& conv, int64_t c, int64_t channels, 
   });
 }
 
-// Both gradients in one pass: gx (+)= sum of w_t g at (y - dy, x - dx), and dw_t += x g at the same places.
-template <int Count, class T>
-void gradients_run(const T* x, int64_t x_step, const T* const* from, int64_t g_step, const float* const* weight,
-                   float* const* dw, T* gx, int64_t gx_step, bool add, int64_t length, int64_t channels) {
+// Both gradients in one pass: gx (+)= sum of w_t g at (y - dy, x - dx), and dw_t += x g at the same places. Several
+// positions share the loads and stores of weights and sums, which stay in L1.
+template <int Positions, class T>
+void gradients_at(const T* x, int64_t x_step, const T* const* from, int64_t g_step, const float* const* weight,
+                  float* const* dw, T* gx, int64_t gx_step, bool add, int64_t taps, int64_t i, int64_t channels) {
   each_vector(channels, [&](int64_t c, auto lanes) {
-    Vector w[Count], sum[Count] = {};
-    if (gx)
-      for (int t = 0; t < Count; t++) w[t] = lanes.load(weight[t] + c);
-    for (int64_t i = 0; i < length; i++) {
-      Vector here = dw ? lanes.load(x + i * x_step + c) : Vector{};
-      Vector gradient = add ? lanes.load(gx + i * gx_step + c) : Vector{};
-#pragma GCC unroll 9
-      for (int t = 0; t < Count; t++) {
-        Vector g = lanes.load(from[t] + i * g_step + c);
-        if (gx) gradient += w[t] * g;
-        if (dw) sum[t] += here * g;
-      }
-      if (gx) lanes.store(gradient, gx + i * gx_step + c);
+    Vector here[Positions], gradient[Positions];
+    for (int p = 0; p < Positions; p++) {
+      here[p] = dw ? lanes.load(x + (i + p) * x_step + c) : Vector{};
+      gradient[p] = add ? lanes.load(gx + (i + p) * gx_step + c) : Vector{};
     }
-    if (dw)
-      for (int t = 0; t < Count; t++) lanes.store(lanes.load(dw[t] + c) + sum[t], dw[t] + c);
+    for (int64_t t = 0; t < taps; t++) {
+      const T* g = from[t] + i * g_step + c;
+      Vector w = gx ? lanes.load(weight[t] + c) : Vector{}, sum = {};
+#pragma GCC unroll 4
+      for (int p = 0; p < Positions; p++) {
+        Vector value = lanes.load(g + p * g_step);
+        gradient[p] += w * value;
+        sum += here[p] * value;
+      }
+      if (dw) lanes.store(lanes.load(dw[t] + c) + sum, dw[t] + c);
+    }
+    for (int p = 0; gx && p < Positions; p++) lanes.store(gradient[p], gx + (i + p) * gx_step + c);
   });
 }
 
@@ -130,37 +132,22 @@ void convolution_gradients(const Map& g, const Map& x, const Depthwise& conv, co
   each_run(g.h, g.w, Taps{conv.taps.count, minus_dy, minus_dx}, first, count, [&](const Run& run) {
     const T* here = dw ? static_cast<const T*>(x.data) + offset(x, run.n, run.y, run.x) : nullptr;
     T* to = gx ? static_cast<T*>(gx->data) + offset(*gx, run.n, run.y, run.x) : nullptr;
-    bool more = add;
-    // Up to nine taps at a time: their weights and sums stay in registers.
-    for (int64_t begun = 0; begun < run.valid || (begun == 0 && to && !more); begun += 9) {
-      int64_t number = run.valid - begun < 9 ? run.valid - begun : 9;
-      const T* from[9];
-      const float* weight[9];
-      float* sums[9];
-      for (int64_t i = 0; i < number; i++) {
-        int64_t t = run.taps[begun + i];
-        from[i] = gradient + offset(g, run.n, run.y + minus_dy[t], run.x + minus_dx[t]);
-        weight[i] = conv.weight ? conv.weight + t * g.c : nullptr;
-        sums[i] = dw ? dw + t * g.c : nullptr;
-      }
-      auto go = [&](auto taps) {
-        gradients_run<decltype(taps)::value>(here, x.stride_w, from, g.stride_w, weight, dw ? sums : nullptr, to,
-                                             gx ? gx->stride_w : 0, more, run.length, g.c);
-      };
-      switch (number) {
-        case 0: go(std::integral_constant<int, 0>{}); break;
-        case 1: go(std::integral_constant<int, 1>{}); break;
-        case 2: go(std::integral_constant<int, 2>{}); break;
-        case 3: go(std::integral_constant<int, 3>{}); break;
-        case 4: go(std::integral_constant<int, 4>{}); break;
-        case 5: go(std::integral_constant<int, 5>{}); break;
-        case 6: go(std::integral_constant<int, 6>{}); break;
-        case 7: go(std::integral_constant<int, 7>{}); break;
-        case 8: go(std::integral_constant<int, 8>{}); break;
-        default: go(std::integral_constant<int, 9>{}); break;
-      }
-      more = true;
+    const T* from[kMostTaps];
+    const float* weight[kMostTaps];
+    float* sums[kMostTaps];
+    for (int64_t i = 0; i < run.valid; i++) {
+      int64_t t = run.taps[i];
+      from[i] = gradient + offset(g, run.n, run.y + minus_dy[t], run.x + minus_dx[t]);
+      weight[i] = conv.weight ? conv.weight + t * g.c : nullptr;
+      sums[i] = dw ? dw + t * g.c : nullptr;
     }
+    auto go = [&](auto positions, int64_t i) {
+      gradients_at<decltype(positions)::value>(here, x.stride_w, from, g.stride_w, weight, dw ? sums : nullptr, to,
+                                               gx ? gx->stride_w : 0, add && gx != nullptr, run.valid, i, g.c);
+    };
+    int64_t i = 0;
+    for (; i + 4 <= run.length; i += 4) go(std::integral_constant<int, 4>{}, i);
+    for (; i < run.length; i++) go(std::integral_constant<int, 1>{}, i);
   });
 }
 

@@ -11,17 +11,18 @@
 
 namespace dpc {
 
-constexpr int64_t kChannels = 4 * kLanes;  // of a task
+constexpr int64_t kChannels = 512;  // most of a task: as many as possible lie side by side, and their sums in L1
 
 // body(image, first channel, channels) for every task.
 template <class Body>
 void each_channel_range(int64_t images, int64_t channels, int threads, Body body) {
-  const int64_t ranges = (channels + kChannels - 1) / kChannels;
+  const int64_t each = (channels + std::max(threads, 1) * kLanes - 1) / (std::max(threads, 1) * kLanes) * kLanes;
+  const int64_t width = std::min(std::max<int64_t>(each, kLanes), kChannels), ranges = (channels + width - 1) / width;
   in_threads(threads, [&](int thread, int all) {
     Share mine = share(images * ranges, thread, all);
     for (int64_t task = mine.first; task < mine.last; task++) {
-      const int64_t c = task % ranges * kChannels;
-      body(task / ranges, c, std::min(kChannels, channels - c));
+      const int64_t c = task % ranges * width;
+      body(task / ranges, c, std::min(width, channels - c));
     }
   });
 }
@@ -36,14 +37,16 @@ void pool(const Map& x, const Map& to, int threads) {
         const int64_t top = cell_begin(gy, to.h, x.h), bottom = cell_end(gy, to.h, x.h);
         const int64_t left = cell_begin(gx, to.w, x.w), right = cell_end(gx, to.w, x.w);
         float* target = static_cast<float*>(to.data) + offset(to, n, gy, gx) + first;
-        float sum[kChannels] = {};
+        float sum[kChannels] = {}, row[kChannels];
         for (int64_t y = top; y < bottom; y++) {  // a sum a row first: long sums lose digits
-          const T* at = from + y * x.stride_h + left * x.stride_w;
-          each_vector(channels, [&](int64_t c, auto lanes) {
-            Vector row = {};
-            for (int64_t i = 0; i < right - left; i++) row += lanes.load(at + i * x.stride_w + c);
-            lanes.store(lanes.load(sum + c) + row, sum + c);
-          });
+          std::fill_n(row, channels, 0.0f);
+          for (int64_t i = left; i < right; i++) {
+            const T* at = from + y * x.stride_h + i * x.stride_w;
+            each_vector(channels, [&](int64_t c, auto lanes) {
+              lanes.store(lanes.load(row + c) + lanes.load(at + c), row + c);
+            });
+          }
+          for (int64_t c = 0; c < channels; c++) sum[c] += row[c];
         }
         const float area = float((bottom - top) * (right - left));
         for (int64_t c = 0; c < channels; c++) target[c] = sum[c] / area;
@@ -155,7 +158,7 @@ void copy_map(const Map& from, const Map& to, int threads) {
         source[i] = offset(from, n, (p + i) / from.w, (p + i) % from.w);
         target[i] = offset(to, n, (p + i) / from.w, (p + i) % from.w);
       }
-      const bool dense = source[count - 1] - source[0] == count - 1;
+      const bool dense = from.stride_w == 1 && (from.h == 1 || from.stride_h == from.w);
       for (int64_t c = 0; c < from.c; c += kTileSide) {
         const int64_t channels = std::min(kTileSide, from.c - c);
         const T* data = static_cast<const T*>(from.data) + c * from.stride_c;

@@ -58,7 +58,7 @@ T* row(const Map& map, int64_t position) {
 }
 
 constexpr int64_t kStatisticsBlock = 48;
-constexpr int64_t kTrainingBlock = 192;
+constexpr int64_t kTrainingBlock = 96;
 
 inline Share block_range(int64_t block, int64_t size, int64_t count) {
   return {block * size, std::min((block + 1) * size, count)};
@@ -189,8 +189,9 @@ class GradientSums {
  public:
   explicit GradientSums(int64_t channels) : plain_(channels), with_(channels) {}
 
-  void add(int64_t c, int64_t lanes, Vector plain, Vector with) {
-    for (int64_t k = 0; k < lanes; k++) {
+  // A block's sums of channels [c, c + count).
+  void add(int64_t c, int64_t count, const float* plain, const float* with) {
+    for (int64_t k = 0; k < count; k++) {
       plain_[c + k] += plain[k];
       with_[c + k] += with[k];
     }
@@ -243,7 +244,10 @@ void gradient_sums(const Map& one, const Map* two, const Map& x, const Affine& a
           s += g;
           t += g * ((value - middle) * unit);
         }
-        sums[thread].add(c, std::min<int64_t>(kLanes, x.c - c), s, t);
+        float plain_lanes[kLanes], with_lanes[kLanes];
+        store(s, plain_lanes);
+        store(t, with_lanes);
+        sums[thread].add(c, std::min<int64_t>(kLanes, x.c - c), plain_lanes, with_lanes);
       });
     }
   });
@@ -269,6 +273,7 @@ void pointwise_backward(const Map& one, const Map* two, const Map& p, const Norm
   Layout layout;
   const int64_t g_at = layout.floats(kTrainingBlock * columns), x_at = layout.floats(kTrainingBlock * wide);
   const int64_t dx_at = layout.floats(kTrainingBlock * wide), dw_at = layout.floats(p.c * all_depth);
+  const int64_t total_at = layout.floats(2 * wide);
   char* memory = static_cast<char*>(scratch(layout.bytes() * threads));
   const Incoming<T> incoming{&one, two};
   const Vector lowest = splat(norm.affine.floor), lowest_before = splat(before.floor);
@@ -278,6 +283,7 @@ void pointwise_backward(const Map& one, const Map* two, const Map& p, const Norm
     char* own = memory + thread * layout.bytes();
     float *g = reinterpret_cast<float*>(own + g_at), *value = reinterpret_cast<float*>(own + x_at);
     float *gx = reinterpret_cast<float*>(own + dx_at), *gw = reinterpret_cast<float*>(own + dw_at);
+    float* total = reinterpret_cast<float*>(own + total_at);
     Share mine = share(blocks, thread, all);
     for (int64_t b = mine.first; b < mine.last; b++) {
       Share range = block_range(b, kTrainingBlock, count);
@@ -301,23 +307,25 @@ void pointwise_backward(const Map& one, const Map* two, const Map& p, const Norm
           multiply(p.c, depth_row, rows, g, 1, columns, value, depth_row, gw + k, all_depth, begun[thread] != 0);
         if (dx == nullptr) continue;
         multiply(rows, depth_row, p.c, g, columns, 1, weight + k, weight_row, gx, depth_row, false);
-        each_vector(depth, [&](int64_t c, auto lanes) {
-          Vector s = {}, t = {};
-          const Vector middle = mean ? lanes.load(mean + k + c) : Vector{};
-          const Vector unit = mean ? lanes.load(inverse + k + c) : Vector{};
-          for (int64_t i = 0; i < rows; i++) {
-            Vector gradient = lanes.load(gx + i * depth_row + c);
-            if (before.scale) gradient = passed(gradient, lanes.load(value + i * depth_row + c), lowest_before);
-            T* to = row<T>(*dx, range.first + i) + k + c;
-            if (add) gradient += lanes.load(to);
-            lanes.store(gradient, to);
+        if (mean) std::fill_n(total, 2 * wide, 0.0f);
+        for (int64_t i = 0; i < rows; i++) {
+          const float* from = gx + i * depth_row;
+          const float* after = value + i * depth_row;
+          const T* at = row<T>(x, range.first + i) + k;
+          T* to = row<T>(*dx, range.first + i) + k;
+          each_vector(depth, [&](int64_t c, auto lanes) {
+            Vector gradient = lanes.load(from + c);
+            if (before.scale) gradient = passed(gradient, lanes.load(after + c), lowest_before);
+            if (add) gradient += lanes.load(to + c);
+            lanes.store(gradient, to + c);
             if (mean) {
-              s += gradient;
-              t += gradient * ((lanes.load(row<T>(x, range.first + i) + k + c) - middle) * unit);
+              Vector unit = (lanes.load(at + c) - lanes.load(mean + k + c)) * lanes.load(inverse + k + c);
+              store(load(total + c) + gradient, total + c);
+              store(load(total + wide + c) + gradient * unit, total + wide + c);
             }
-          }
-          if (mean) sums[thread].add(k + c, std::min<int64_t>(kLanes, depth - c), s, t);
-        });
+          });
+        }
+        if (mean) sums[thread].add(k, depth, total, total + wide);
       }
       begun[thread] = 1;
     }
