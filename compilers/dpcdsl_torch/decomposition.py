@@ -26,8 +26,8 @@ def decomposed(
 ) -> tuple[Tensor, Statistics]:
     """The concatenation of the task's branches, and the batch's mean and variance at each convolution of ``batch``.
 
-    weights: as :func:`dpcdsl_torch.weights.training_names` names them. batch: the convolutions whose normalisation takes
-    its statistics from the batch.
+    weights: as :func:`dpcdsl_torch.weights.training_names` names them.
+    batch: the convolutions whose normalisation takes its statistics from the batch.
     """
     statistics: Statistics = {}
     maps = [x]

@@ -222,7 +222,7 @@ _define(
 #   <h, depthwise(x, w)> = <depthwise_backward_input(h, w), x> = <depthwise_backward_weight(h, x), w>
 
 
-def _context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001 (torch's signature)
+def _context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     one, two, *rest = inputs
     ctx.rate = rest[-1]
     ctx.save_for_backward(one, two)

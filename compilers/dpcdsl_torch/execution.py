@@ -17,11 +17,14 @@ from dpcdsl_torch.plan import (
     Depthwise,
     Form,
     Normalise,
+    Pass,
     Pool,
     ResizeTo,
     Task,
+    backward,
     evaluation,
     taps_inside,
+    training,
 )
 from dpcdsl_torch.primitives import Affine, Branch, Moments, NormGradient, Primitives, Projection, Taps
 
@@ -393,47 +396,54 @@ class _Training:
 class _Forward(_Training):
     def run(self) -> list[Tensor]:
         self.maps["Y"] = self.make.empty(self.task.concatenated)
-        for number, form in enumerate(self.task.branches, 1):
-            self._branch(number, form)
+        passes = {
+            "pool": self._pool,
+            "depthwise": self._depthwise,
+            "product": self._product,
+            "normalise": self._normalise,
+            "resize": self._resize,
+        }
+        for step in training(self.task):
+            passes[step.kind](step, self.task.branches[step.number - 1])
         return [self.maps[name] for name in kept_names(self.task)]
 
-    def _branch(self, number: int, form: Form) -> None:
-        source = self.input(form)
-        if form.grid is not None:
-            owner = f"G{_owner(self.task, number)}"
-            if owner not in self.maps:
-                self.maps[owner] = _pool(self.task, form, source, self.primitives)
-            source = self.maps[owner]
-        elif form.has_depthwise:
-            name = f"D{number}"
-            key = f"{number}.depthwise"
-            self.maps[name] = self.make.empty(form.in_channels)
-            chosen = _chosen(self.task, form, self.make.size)
-            weight = self.weights[key] if chosen is None else self.weights[key][list(chosen)]
-            moments = self.primitives.depthwise(
-                source, weight, _taps(form, chosen), self.maps[name], form.depthwise_norm and key in self.batch
-            )
-            self._remember(key, form.depthwise_norm, moments)
-            source = self.maps[name]
-        name = f"P{number}"
-        key = f"{number}.product"
-        size = (source.shape[2], source.shape[3])
-        self.maps[name] = self.make.empty(form.filters, size, source.dtype)
+    def _pool(self, step: Pass, form: Form) -> None:
+        self.maps[step.target] = _pool(self.task, form, self.input(form), self.primitives)
+
+    def _depthwise(self, step: Pass, form: Form) -> None:
+        key = f"{step.number}.depthwise"
+        self.maps[step.target] = self.make.empty(form.in_channels)
+        chosen = _chosen(self.task, form, self.make.size)
+        weight = self.weights[key] if chosen is None else self.weights[key][list(chosen)]
+        gathers = form.depthwise_norm and key in self.batch
+        moments = self.primitives.depthwise(
+            self.input(form), weight, _taps(form, chosen), self.maps[step.target], gathers
+        )
+        self._remember(key, form.depthwise_norm, moments)
+
+    def _product(self, step: Pass, form: Form) -> None:
+        key = f"{step.number}.product"
+        source = self.maps[step.source] if step.source[0] in "GD" else self.input(form)
+        self.maps[step.target] = self.make.empty(form.filters, (source.shape[2], source.shape[3]), source.dtype)
         moments = self.primitives.pointwise(
             source,
-            self.before(number, form),
+            self.before(step.number, form),
             self.weights[key],
-            self.maps[name],
+            self.maps[step.target],
             form.norm and key in self.batch,
         )
         self._remember(key, form.norm, moments)
-        affine = self.affine(key, form.norm, form.relu, form.filters)
-        if form.grid is None:
-            self.primitives.affine(self.maps[name], affine, self.result(number))
-        else:
-            small = self.make.empty(form.filters, size, source.dtype)
-            self.primitives.affine(self.maps[name], affine, small)
-            self.primitives.resize(small, self.result(number), self.task.align_corners)
+
+    def _normalise(self, step: Pass, form: Form) -> None:
+        affine = self.affine(f"{step.number}.product", form.norm, form.relu, form.filters)
+        self.primitives.affine(self.maps[step.source], affine, self.result(step.number))
+
+    def _resize(self, step: Pass, form: Form) -> None:
+        p = self.maps[step.source]
+        small = self.make.empty(form.filters, (p.shape[2], p.shape[3]), p.dtype)
+        affine = self.affine(f"{step.number}.product", form.norm, form.relu, form.filters)
+        self.primitives.affine(p, affine, small)
+        self.primitives.resize(small, self.result(step.number), self.task.align_corners)
 
     def _remember(self, key: str, normed: bool, moments: Moments | None) -> None:
         if not normed:
@@ -453,88 +463,109 @@ class _Backward(_Training):
     def run(self, gradient: Tensor, needs_input: bool) -> dict[str, Tensor]:
         self.gradient, self.needs_input = gradient, needs_input
         self.found: dict[str, Tensor] = {}
-        self.arriving: dict[int, Tensor] = {}
-        for number in range(len(self.task.branches), 0, -1):
-            self._branch(number, self.task.branches[number - 1])
-            self.arriving.pop(number, None)
+        self.arriving: dict[int, Tensor] = {}  # gradients of F and of branches, from the branches that read them
+        self.factors: dict[int, NormGradient] = {}
+        self.gradients: dict[str, Tensor] = {}  # within a branch
+        passes = {
+            "sums": self._sums,
+            "product_backward": self._product,
+            "normalise_backward": self._normalise,
+            "depthwise_backward": self._depthwise,
+            "resize_backward": self._resize,
+            "pool_backward": self._pool,
+        }
+        for step in backward(self.task):
+            passes[step.kind](step, self.task.branches[step.number - 1])
         if needs_input:
             self.found["F"] = self.arriving[0]
         return self.found
 
-    def _branch(self, number: int, form: Form) -> None:
+    def _reaching(self, number: int, form: Form) -> tuple[Tensor, ...]:
+        """The gradients that reach a branch's product, to be added up: of its result, or of its small map."""
+        if form.grid is not None:
+            return (self.gradients[f"dS{number}"],)
+        return self._of_result(number, form)
+
+    def _of_result(self, number: int, form: Form) -> tuple[Tensor, ...]:
         first = self.task.first_channel(number)
-        gradients: tuple[Tensor, ...] = (self.gradient[:, first : first + form.filters],)
-        if number in self.arriving:
-            gradients = (*gradients, self.arriving[number])
-        p = self.maps[f"P{number}"]
-        if form.grid is not None:
-            small = (p.shape[2], p.shape[3])
-            gradients = (self.primitives.resize_backward(gradients, small, self.task.align_corners),)
-        key = f"{number}.product"
-        norm = self._norm_gradient(key, form, gradients, p)
-        if form.has_depthwise:
-            self._separable(number, form, gradients, p, norm)
-            return
-        if form.grid is not None:
-            source = self.maps[f"G{_owner(self.task, number)}"]
-            wanted = form.input > 0 or self.needs_input
-            dx = self.make.empty(form.in_channels, (p.shape[2], p.shape[3]), p.dtype) if wanted else None
-            self.found[key], _ = self.primitives.pointwise_backward(
-                gradients, p, norm, source, None, self.weights[key], dx, False, None
-            )
-            target, add = self._target(form.input)
-            if target is not None and dx is not None:
-                _pool_backward(self.task, form, dx, target, add, self.primitives)
-            return
-        target, add = self._target(form.input)
-        self.found[key], _ = self.primitives.pointwise_backward(
-            gradients, p, norm, self.input(form), None, self.weights[key], target, add, None
+        outside = self.gradient[:, first : first + form.filters]
+        return (outside, self.arriving[number]) if number in self.arriving else (outside,)
+
+    def _resize(self, step: Pass, form: Form) -> None:
+        p = self.maps[f"P{step.number}"]
+        self.gradients[step.target] = self.primitives.resize_backward(
+            self._of_result(step.number, form), (p.shape[2], p.shape[3]), self.task.align_corners
         )
 
-    def _norm_gradient(self, key: str, form: Form, gradients: tuple[Tensor, ...], p: Tensor) -> NormGradient:
-        affine = self.affine(key, form.norm, form.relu, form.filters)
-        if not form.norm:
-            zero = torch.zeros_like(affine.shift)
-            return NormGradient(affine, affine.scale, zero, zero)
+    def _sums(self, step: Pass, form: Form) -> None:
+        key = f"{step.number}.product"
         norm = self.norm(key, form.relu)
-        sums = self.primitives.gradient_sums(gradients, p, affine, norm.mean, norm.inverse)
-        return self._normed(key, norm, sums, p)
+        p = self.maps[f"P{step.number}"]
+        sums = self.primitives.gradient_sums(self._reaching(step.number, form), p, norm.affine, norm.mean, norm.inverse)
+        self.factors[step.number] = self._normed(key, norm, sums, p)
+
+    def _product(self, step: Pass, form: Form) -> None:
+        key = f"{step.number}.product"
+        norm = self.factors.pop(step.number, None)
+        if norm is None:
+            affine = self.affine(key, False, form.relu, form.filters)
+            zero = torch.zeros_like(affine.shift)
+            norm = NormGradient(affine, affine.scale, zero, zero)
+        p = self.maps[f"P{step.number}"]
+        own, add = None, False
+        target: Tensor | None
+        if form.has_depthwise:
+            source = self.maps[f"D{step.number}"]
+            target = self.gradients[step.target] = self.make.empty(form.in_channels)
+            if form.depthwise_norm:
+                own = self.norm(f"{step.number}.depthwise", form.depthwise_relu)
+        elif form.grid is not None:
+            source = self.maps[f"G{_owner(self.task, step.number)}"]
+            target = self.make.empty(form.in_channels, (p.shape[2], p.shape[3]), p.dtype)
+            self.gradients[step.target] = target
+        else:
+            source = self.input(form)
+            target, add = self._target(form.input)
+        statistics = (own.mean, own.inverse) if own else None
+        before = self.before(step.number, form)
+        reaching = self._reaching(step.number, form)
+        self.found[key], sums = self.primitives.pointwise_backward(
+            reaching, p, norm, source, before, self.weights[key], target, add, statistics
+        )
+        self.arriving.pop(step.number, None)
+        self.gradients.pop(f"dS{step.number}", None)
+        if own is not None:
+            assert sums is not None
+            self.factors[step.number] = self._normed(f"{step.number}.depthwise", own, sums, source)
 
     def _normed(self, key: str, norm: _Norm, sums: tuple[Tensor, Tensor], x: Tensor) -> NormGradient:
         self.found[f"{key}.bias"], self.found[f"{key}.weight"] = (total.to(self.vectors) for total in sums)
         count = x.shape[0] * x.shape[2] * x.shape[3]
         return norm.gradient(sums if key in self.batch else None, count, self.vectors)
 
-    def _separable(self, number: int, form: Form, gradients: tuple[Tensor, ...], p: Tensor, norm: NormGradient) -> None:
-        key = f"{number}.depthwise"
-        d = self.maps[f"D{number}"]
-        dd = self.make.empty(form.in_channels)
-        own = self.norm(key, form.depthwise_relu) if form.depthwise_norm else None
-        product = f"{number}.product"
-        self.found[product], sums = self.primitives.pointwise_backward(
-            gradients,
-            p,
-            norm,
-            d,
-            self.before(number, form),
-            self.weights[product],
-            dd,
-            False,
-            (own.mean, own.inverse) if own else None,
-        )
-        if own is not None:
-            assert sums is not None
-            factors = self._normed(key, own, sums, d)
-            self.primitives.affine_backward(dd, d, factors.a, factors.b, factors.c)
+    def _normalise(self, step: Pass, form: Form) -> None:
+        factors = self.factors.pop(step.number)
+        d = self.maps[f"D{step.number}"]
+        self.primitives.affine_backward(self.gradients[step.target], d, factors.a, factors.b, factors.c)
+
+    def _depthwise(self, step: Pass, form: Form) -> None:
+        whole = self.weights[f"{step.number}.depthwise"]
         chosen = _chosen(self.task, form, self.make.size)
-        whole = self.weights[key]
         weight = whole if chosen is None else whole[list(chosen)]
         target, add = self._target(form.input)
-        dw = self.primitives.depthwise_backward(dd, self.input(form), weight, _taps(form, chosen), target, add)
+        dw = self.primitives.depthwise_backward(
+            self.gradients.pop(step.source), self.input(form), weight, _taps(form, chosen), target, add
+        )
         assert dw is not None
         if chosen is not None:  # a tap that saw only padding has no gradient
             dw = dw.new_zeros(whole.shape).index_copy_(0, torch.tensor(chosen, device=whole.device), dw)
-        self.found[key] = dw
+        self.found[f"{step.number}.depthwise"] = dw
+
+    def _pool(self, step: Pass, form: Form) -> None:
+        target, add = self._target(form.input)
+        small = self.gradients.pop(step.source)
+        if target is not None:
+            _pool_backward(self.task, form, small, target, add, self.primitives)
 
     def _target(self, number: int) -> tuple[Tensor | None, bool]:
         """Where the gradient of F (0) or of branch ``number`` is gathered, and whether something is there already."""

@@ -17,9 +17,7 @@ from dpcdsl.references import read_cell
 from dpcdsl_torch import build, ops
 from dpcdsl_torch.decomposition import decomposed
 from dpcdsl_torch.lowering import BatchNorm, layer_names
-from dpcdsl_torch.plan import Form, Plan, Task, check_fusions
-from dpcdsl_torch.plan import evaluation as evaluation_plan
-from dpcdsl_torch.plan import training as training_plan
+from dpcdsl_torch.plan import Form, Plan, Task, check_fusions, evaluation, training_plan
 from dpcdsl_torch.reference import EagerCell, SameConvolution
 from dpcdsl_torch.weights import prepare
 
@@ -171,7 +169,7 @@ class CompiledCell(nn.Module):
                 "a cell with an operator that has no fused form is run branch by branch, and has no plan",
                 hint="fused are [pooling] 1x1 [resize] and depthwise, 1x1; others run as their own modules",
             )
-        return training_plan(self._branches.task, size) if training else evaluation_plan(self._whole.task, size)
+        return training_plan(self._branches.task, size) if training else evaluation(self._whole.task, size)
 
     def _check_features(self, features: Tensor) -> None:
         shape = tuple(features.shape)
@@ -331,7 +329,7 @@ class _Fused:
 
     def _count(self, convolution: str, x: Tensor) -> int:
         """Positions that the convolution's statistics are over."""
-        number = int(convolution.split(".")[0])
+        number = int(convolution.split(".", maxsplit=1)[0])
         form = self.task.branches[number - 1]
         size = (x.shape[2], x.shape[3])
         height, width = size if form.grid is None else self.task.grid_size(form, size)

@@ -37,7 +37,9 @@ __all__ = [
     "check_fusions",
     "evaluation",
     "form_of",
+    "backward",
     "training",
+    "training_plan",
 ]
 
 #: What a plan may fuse; each can be left out by name (``without``).
@@ -235,7 +237,8 @@ def _frozen(value: Any) -> Any:
 class Part:
     """A convolution of a step: branch ``number``'s (0: the projection's) depthwise, product, or both.
 
-    scaled: its normalisation's scale is still to come (:class:`Normalise`), it is not in the weight.
+    A negative number is the projection's part for that branch.
+
     epilogue: bias and ReLU are applied. target: the map that takes the result; None if only the projection needs it.
     projected: the result is multiplied into the projection.
     """
@@ -297,7 +300,7 @@ class Concatenate:
 
 @dataclass(frozen=True)
 class Pass:
-    """A pass of training over the maps of branch ``number`` (0: shared by several): see :func:`training`."""
+    """A pass over the maps of branch ``number``, of :func:`training` or :func:`backward`."""
 
     kind: str
     number: int
@@ -336,131 +339,147 @@ class Plan:
 
 def evaluation(task: Task, size: Size | None = None) -> Plan:
     """How the task is run in evaluation mode. ``size`` of F is only shown: it tells which taps are dropped."""
-    steps = tuple(_evaluation(task))
+    steps = _Evaluation(task).run()
     return Plan(task, "evaluation", steps, _released(task, steps), size)
 
 
-def _evaluation(task: Task) -> Iterator[Step]:
-    split = task.projection is not None and task.does("split_projection")
-    fused_epilogue = task.does("epilogue") and task.does("batch_norm")
-    fused_depthwise = task.does("depthwise") and fused_epilogue
-    early = split and task.does("early_projection")
-    pooled: dict[tuple[int, Size | None], str] = {}
-    waiting = list(range(1, len(task.branches) + 1))
-    grids: list[str] = []  # projected, and not yet added
-    groups: list[Convolve] = []  # steps that feed the projection; which is the first and the last is known in the end
-    steps: list[Step] = []
+class _Evaluation:
+    """Decides the steps of an evaluation, branch by branch."""
 
-    def pool_branch(number: int, form: Form) -> Iterator[Step]:
-        shared = (form.input, form.grid)
-        if shared not in pooled or not task.does("shared_pooling"):
-            pooled[shared] = f"G{number}"
-            assert form.grid is not None
-            yield Pool(f"Y{form.input}" if form.input else "F", f"G{number}", form.grid)
-        yield Convolve(pooled[shared], (Part(number, False, f"S{number}", fused_epilogue),))
-        if not fused_epilogue:
-            yield Normalise(f"S{number}", number, False)
-        if early:
-            yield Convolve(f"S{number}", (Part(-number, False, f"Q{number}", False),))
-            grids.append(f"Q{number}")
-        if not early or task.readers(number):
-            yield ResizeTo(f"S{number}", f"Y{number}")
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.splits = task.projection is not None and task.does("split_projection")
+        self.early = self.splits and task.does("early_projection")
+        # Scale and shift as a pass of their own leave nothing to apply before a product leaves the cache.
+        self.epilogue = task.does("epilogue") and task.does("batch_norm")
+        self.feeds = task.does("depthwise") and self.epilogue
+        self.steps: list[Step] = []
+        self.pooled: dict[tuple[int, Size], str] = {}
+        self.grids: list[str] = []  # projected at their grid's size, and not yet added
 
-    def part(number: int, form: Form) -> Part:
-        kept = not split or bool(task.readers(number))
-        target = f"Y{number}" if kept else None
-        return Part(number, form.has_depthwise, target, True, split)
-
-    while waiting:
-        number = waiting[0]
-        form = task.branches[number - 1]
-        if form.grid is not None:
-            waiting.remove(number)
-            steps += pool_branch(number, form)
-            if split and not early:
-                step = Convolve(f"Y{number}", (Part(-number, False, None, False, True),))
-                groups.append(step)
-                steps.append(step)
-            continue
-        alike = [
-            other
-            for other in waiting
-            if task.branches[other - 1].input == form.input and task.branches[other - 1].grid is None
-        ]
-        source = f"Y{form.input}" if form.input else "F"
-        fusable = [n for n in alike if fused_epilogue and (fused_depthwise or not task.branches[n - 1].has_depthwise)]
-        if number in fusable:
-            chosen = fusable if task.does("group") else [number]
-            step = Convolve(source, tuple(part(n, task.branches[n - 1]) for n in chosen), tuple(grids) if split else ())
-            grids.clear()
-            steps.append(step)
-            if split:
-                groups.append(step)
-            waiting = [n for n in waiting if n not in chosen]
-            continue
-        waiting.remove(number)
-        if form.has_depthwise:
-            steps.append(Depthwise(source, f"D{number}", number, fused_epilogue))
-            if not fused_epilogue:
-                steps.append(Normalise(f"D{number}", number, True))
-            source = f"D{number}"
-        target = f"Y{number}"
-        own = Convolve(
-            source,
-            (
-                Part(
-                    number,
-                    False,
-                    target if not split or not fused_epilogue or task.readers(number) else None,
-                    fused_epilogue,
-                    split and fused_epilogue,
-                ),
-            ),
-            tuple(grids) if split and fused_epilogue else (),
-        )
-        if split and fused_epilogue:
-            grids.clear()
-            groups.append(own)
-        steps.append(own)
-        if not fused_epilogue:
-            steps.append(Normalise(target, number, False))
-            if split:
-                step = Convolve(target, (Part(-number, False, None, False, True),))
-                groups.append(step)
-                steps.append(step)
-    if split and grids:
-        step = Convolve("F", (), tuple(grids))
-        groups.append(step)
-        steps.append(step)
-    for step_ in steps:
-        if isinstance(step_, Convolve) and any(step_ is group for group in groups):
-            yield replace(step_, first=step_ is groups[0], last=step_ is groups[-1])
+    def run(self) -> tuple[Step, ...]:
+        waiting = list(range(1, len(self.task.branches) + 1))
+        while waiting:
+            number = waiting[0]
+            form = self.task.branches[number - 1]
+            done = [number]
+            if form.grid is not None:
+                self._pooled(number, form, form.grid)
+            elif self._fuses(form):
+                if self.task.does("group"):
+                    done = [n for n in waiting if self._joins(self.task.branches[n - 1], form.input)]
+                self._together(done, form.input)
+            else:
+                self._apart(number, form)
+            waiting = [n for n in waiting if n not in done]
+        if self.splits:
+            if self.grids:
+                self._convolve("F")
+            self._mark_projection()
         else:
-            yield step_
-    names = tuple(f"Y{number}" for number in range(1, len(task.branches) + 1))
-    if not split and not task.does("concatenation"):
-        yield Concatenate(names)
-    if task.projection is not None and not split:
-        yield Convolve("Y", (Part(0, False, "Z", fused_epilogue),))
-        if not fused_epilogue:
-            yield Normalise("Z", 0, False)
+            self._finish()
+        return tuple(self.steps)
+
+    def _fuses(self, form: Form) -> bool:
+        return self.epilogue and (self.feeds or not form.has_depthwise)
+
+    def _joins(self, form: Form, input: int) -> bool:
+        return form.input == input and form.grid is None and self._fuses(form)
+
+    def _convolve(self, source: str, *parts: Part) -> None:
+        """A step of 1x1 convolutions. If it feeds the projection, it also adds the grids that wait."""
+        grids: tuple[str, ...] = ()
+        if self.splits and (not parts or any(part.projected for part in parts)):
+            grids = tuple(self.grids)
+            self.grids.clear()
+        self.steps.append(Convolve(source, parts, grids))
+
+    def _together(self, numbers: list[int], input: int) -> None:
+        forms = {number: self.task.branches[number - 1] for number in numbers}
+        self._convolve(
+            _map_name(input),
+            *(
+                Part(number, form.has_depthwise, self._kept(number), projected=self.splits)
+                for number, form in forms.items()
+            ),
+        )
+
+    def _apart(self, number: int, form: Form) -> None:
+        source = _map_name(form.input)
+        if form.has_depthwise:
+            self.steps.append(Depthwise(source, f"D{number}", number, self.epilogue))
+            if not self.epilogue:
+                self.steps.append(Normalise(f"D{number}", number, True))
+            source = f"D{number}"
+        if self.epilogue:
+            self._convolve(source, Part(number, False, self._kept(number), projected=self.splits))
+            return
+        self._convolve(source, Part(number, False, f"Y{number}", epilogue=False))
+        self.steps.append(Normalise(f"Y{number}", number, False))
+        self._project(number)
+
+    def _pooled(self, number: int, form: Form, grid: Size) -> None:
+        shared = (form.input, grid)
+        if shared not in self.pooled or not self.task.does("shared_pooling"):
+            self.pooled[shared] = f"G{number}"
+            self.steps.append(Pool(_map_name(form.input), f"G{number}", grid))
+        self.steps.append(Convolve(self.pooled[shared], (Part(number, False, f"S{number}", self.epilogue),)))
+        if not self.epilogue:
+            self.steps.append(Normalise(f"S{number}", number, False))
+        if self.early:
+            self.steps.append(Convolve(f"S{number}", (Part(-number, False, f"Q{number}", epilogue=False),)))
+            self.grids.append(f"Q{number}")
+        if not self.early or self.task.readers(number):
+            self.steps.append(ResizeTo(f"S{number}", f"Y{number}"))
+        if not self.early:
+            self._project(number)
+
+    def _kept(self, number: int) -> str | None:
+        """Where a fused branch's result goes, if anyone but the projection wants it."""
+        return f"Y{number}" if not self.splits or self.task.readers(number) else None
+
+    def _project(self, number: int) -> None:
+        """The part of the projection of a branch that is a map already."""
+        if self.splits:
+            self._convolve(f"Y{number}", Part(-number, False, None, epilogue=False, projected=True))
+
+    def _mark_projection(self) -> None:
+        feeding = [
+            index
+            for index, step in enumerate(self.steps)
+            if isinstance(step, Convolve) and (step.grids or any(part.projected for part in step.parts))
+        ]
+        for index in feeding:
+            step = self.steps[index]
+            assert isinstance(step, Convolve)
+            self.steps[index] = replace(step, first=index == feeding[0], last=index == feeding[-1])
+
+    def _finish(self) -> None:
+        if not self.task.does("concatenation"):
+            self.steps.append(Concatenate(tuple(f"Y{n}" for n in range(1, len(self.task.branches) + 1))))
+        if self.task.projection is not None:
+            self.steps.append(Convolve("Y", (Part(0, False, "Z", self.epilogue),)))
+            if not self.epilogue:
+                self.steps.append(Normalise("Z", 0, False))
 
 
-def training(task: Task, size: Size | None = None) -> Plan:
-    """How the task is run in training, forward and then backward, without its projection, which is a task of its own.
+def _map_name(number: int) -> str:
+    return f"Y{number}" if number else "F"
+
+
+def training(task: Task) -> tuple[Pass, ...]:
+    """The passes of training, forward; a projection is a task of its own.
 
     Batch normalisation lies between a depthwise convolution and its product, so they cannot be one pass: the one
-    gathers the statistics of its result on the way, the other applies them on its way in. Going back, what is computed
-    again instead of being kept is everything but the convolutions' results.
+    gathers the statistics of its result on the way, the other applies them on its way in.
     """
-    steps = (*_forward(task), *_backward(task))
-    return Plan(task, "training", steps, ((),) * len(steps), size)
+    return tuple(_training(task))
 
 
-def _forward(task: Task) -> Iterator[Pass]:
+def _training(task: Task) -> Iterator[Pass]:
     pooled: dict[tuple[int, Size], int] = {}
     for number, form in enumerate(task.branches, 1):
-        source = f"Y{form.input}" if form.input else "F"
+        source = _map_name(form.input)
         if form.grid is not None:
             owner = pooled.setdefault((form.input, form.grid), number) if task.does("shared_pooling") else number
             if owner == number:
@@ -470,30 +489,40 @@ def _forward(task: Task) -> Iterator[Pass]:
             yield Pass("depthwise", number, source, f"D{number}")
             source = f"D{number}"
         yield Pass("product", number, source, f"P{number}")
-        if form.grid is not None:
-            yield Pass("resize", number, f"P{number}", f"Y{number}")
-        else:
-            yield Pass("normalise", number, f"P{number}", f"Y{number}")
+        yield Pass("normalise" if form.grid is None else "resize", number, f"P{number}", f"Y{number}")
+
+
+def backward(task: Task) -> tuple[Pass, ...]:
+    """The passes back. Nothing but the convolutions' results was kept; what lies between is computed again."""
+    return tuple(_backward(task))
 
 
 def _backward(task: Task) -> Iterator[Pass]:
     for number in range(len(task.branches), 0, -1):
         form = task.branches[number - 1]
-        source = f"Y{form.input}" if form.input else "F"
+        source = _map_name(form.input)
+        gradient = f"dY{number}"
         if form.grid is not None:
-            yield Pass("resize_backward", number, f"dY{number}", f"dS{number}")
-            yield Pass("pooled_product_backward", number, f"dS{number}", f"dG{number}")
-            yield Pass("pool_backward", number, f"dG{number}", f"d{source}")
-            continue
+            yield Pass("resize_backward", number, gradient, f"dS{number}")
+            gradient = f"dS{number}"
         if form.norm:
-            yield Pass("sums", number, f"dY{number}", f"P{number}")
-        if not form.has_depthwise:
-            yield Pass("product_backward", number, f"dY{number}", f"d{source}")
-            continue
-        yield Pass("product_backward", number, f"dY{number}", f"dD{number}")
-        if form.depthwise_norm:
-            yield Pass("normalise_backward", number, f"dD{number}", f"dD{number}")
-        yield Pass("depthwise_backward", number, f"dD{number}", f"d{source}")
+            yield Pass("sums", number, gradient, f"P{number}")
+        if form.grid is not None:
+            yield Pass("product_backward", number, gradient, f"dG{number}")
+            yield Pass("pool_backward", number, f"dG{number}", f"d{source}")
+        elif not form.has_depthwise:
+            yield Pass("product_backward", number, gradient, f"d{source}")
+        else:
+            yield Pass("product_backward", number, gradient, f"dD{number}")
+            if form.depthwise_norm:
+                yield Pass("normalise_backward", number, f"dD{number}", f"dD{number}")
+            yield Pass("depthwise_backward", number, f"dD{number}", f"d{source}")
+
+
+def training_plan(task: Task, size: Size | None = None) -> Plan:
+    """Both ways, to be read. ``size`` as in :func:`evaluation`."""
+    steps = (*training(task), *backward(task))
+    return Plan(task, "training", steps, ((),) * len(steps), size)
 
 
 def _reads(step: Step) -> tuple[str, ...]:
@@ -574,7 +603,8 @@ def _describe_convolve(step: Convolve, task: Task, size: Size | None) -> Iterato
         places = [_place(part.target, task)] if part.target else []
         places += ["Z"] if part.projected else []
         if part.projected and part.number > 0:
-            product += f"; {'kept, and ' if part.target else ''}product {task.branches[part.number - 1].filters} to {task.projection}, added"
+            kept = "kept, and " if part.target else ""
+            product += f"; {kept}product {task.branches[part.number - 1].filters} to {task.projection}, added"
         elif part.projected:
             product += ", added"
         lines.append(f"{step.source} -> {', '.join(places)}: {product}")
@@ -603,7 +633,8 @@ def _relu(task: Task, number: int, depthwise: bool) -> str:
 
 
 def _depthwise(form: Form, size: Size | None, task: Task) -> str:
-    assert form.kernel is not None and form.rate is not None
+    assert form.kernel is not None
+    assert form.rate is not None
     text = f"depthwise {form.kernel[0]}x{form.kernel[1]} rate {form.rate[0]}x{form.rate[1]}"
     if size and task.does("taps"):
         inside = len(taps_inside(form, size))
@@ -638,7 +669,7 @@ def _describe_pass(step: Pass, form: Form, task: Task, size: Size | None) -> str
         case "sums":
             return "through the ReLU; sums for the normalisation's gradient"
         case "product_backward":
-            after = "; through the ReLU, sums" if form.has_depthwise else ""
+            after = "; through the ReLU, sums" if form.has_depthwise else ", added" if form.grid is None else ""
             return f"through ReLU and normalisation; weight's gradient, and input's{after}"
         case "normalise_backward":
             return "through the normalisation, in place"
@@ -646,8 +677,6 @@ def _describe_pass(step: Pass, form: Form, task: Task, size: Size | None) -> str
             return f"{_depthwise(form, size, task)}: weight's gradient, and input's, added"
         case "resize_backward":
             return "bilinear resize, backward"
-        case "pooled_product_backward":
-            return "through ReLU, normalisation and product, at the grid's size"
         case "pool_backward":
             return "mean, backward, added"
     raise AssertionError(step.kind)

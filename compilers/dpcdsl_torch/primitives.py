@@ -149,7 +149,7 @@ class Primitives(Protocol):
     def depthwise_backward(
         self, g: Tensor, x: Tensor | None, weight: Tensor | None, taps: Taps, dx: Tensor | None, add: bool
     ) -> Tensor | None:
-        """dx takes (or is added) the input's gradient, which needs weight; returns that of the weight, which needs x."""
+        """dx takes (or is added) the gradient of the input; needs weight. Returns that of the weight; needs x."""
 
     def pool(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         """fp32 (fp64) map [N, C, gh, gw], channels_last: the mean of each cell of a grid (adaptive average pooling)."""
