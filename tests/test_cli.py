@@ -196,7 +196,8 @@ def test_plugin(dpc: Dpc, tmp_path: Path) -> None:
 
 def test_doctor(dpc: Dpc) -> None:
     facts = json.loads(dpc("doctor", "--json").out)
-    assert facts["compilers"] == "eager"
+    assert facts["compilers"] == "eager, torch"
+    assert facts["native kernels"].startswith("active")
     assert facts["torch"].endswith("threads")
     assert "dpcdsl" in dpc("doctor").out
 

@@ -290,7 +290,7 @@ def _vmapped_weight(
     info: Any, dims: tuple[int | None, ...], gradient: Tensor, x: Tensor, kernel: Sequence[int], rate: Sequence[int]
 ) -> tuple[Tensor, int]:
     maps = (_into_channels(_outermost(t, at, info.batch_size)) for t, at in zip((gradient, x), dims, strict=False))
-    wide: Tensor = torch.ops.dpcdsl.depthwise_backward_weight(*maps, kernel, rate)
+    wide = torch.ops.dpcdsl.depthwise_backward_weight(*maps, kernel, rate)
     return wide.unflatten(0, (info.batch_size, -1)), 0
 
 
