@@ -154,7 +154,7 @@ def _flaw(task: Task) -> str | None:
             return f"branch {number} has the grid {form.grid}"
         if not _taps_fit(form):
             return f"the taps of branch {number} are not those of its kernel"
-            channels.append(form.filters)
+        channels.append(form.filters)
     if task.projection is not None and not _whole(task.projection):
         return f"the projection has {task.projection} filters"
     if task.pooling not in get_args(Pooling) or not _whole(task.output_stride):
