@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -135,9 +136,8 @@ class _Evaluation:
         if not split and (task.projection is None or task.does("concatenation")):
             self.maps["Y"] = self.make.empty(task.concatenated)
             if task.does("concatenation"):
-                for number, form in enumerate(task.branches, 1):
-                    first = task.first_channel(number)
-                    self.maps[f"Y{number}"] = self.maps["Y"][:, first : first + form.filters]
+                for number in range(1, len(task.branches) + 1):
+                    self.maps[f"Y{number}"] = self.maps["Y"][:, task.channels(number)]
 
     def run(self) -> Tensor:
         for step, released in zip(self.plan.steps, self.plan.released, strict=True):
@@ -162,8 +162,7 @@ class _Evaluation:
                 case Concatenate():
                     whole = self.maps.setdefault("Y", self.make.empty(self.task.concatenated))
                     for number, name in enumerate(step.sources, 1):
-                        first = self.task.first_channel(number)
-                        whole[:, first : first + self.maps[name].shape[1]].copy_(self.maps[name])
+                        whole[:, self.task.channels(number)].copy_(self.maps[name])
             for name in released:
                 del self.maps[name]
         if self.task.projection is not None:
@@ -294,6 +293,7 @@ class _Norm(NamedTuple):
         return NormGradient(self.affine, scale, b.to(dtype), c.to(dtype))
 
 
+@lru_cache(maxsize=256)
 def kept_names(task: Task) -> tuple[str, ...]:
     """What :func:`run_training` keeps, in order; first the result itself."""
     return ("Y", *_kept(task))
@@ -365,8 +365,7 @@ class _Training:
         return self.result(form.input) if form.input else self.maps["F"]
 
     def result(self, number: int) -> Tensor:
-        first = self.task.first_channel(number)
-        return self.maps["Y"][:, first : first + self.task.branches[number - 1].filters]
+        return self.maps["Y"][:, self.task.channels(number)]
 
     def norm(self, key: str, relu: bool) -> _Norm:
         if key not in self._norms:
@@ -484,17 +483,16 @@ class _Backward(_Training):
         """The gradients that reach a branch's product, to be added up: of its result, or of its small map."""
         if form.grid is not None:
             return (self.gradients[f"dS{number}"],)
-        return self._of_result(number, form)
+        return self._of_result(number)
 
-    def _of_result(self, number: int, form: Form) -> tuple[Tensor, ...]:
-        first = self.task.first_channel(number)
-        outside = self.gradient[:, first : first + form.filters]
+    def _of_result(self, number: int) -> tuple[Tensor, ...]:
+        outside = self.gradient[:, self.task.channels(number)]
         return (outside, self.arriving[number]) if number in self.arriving else (outside,)
 
     def _resize(self, step: Pass, form: Form) -> None:
         p = self.maps[f"P{step.number}"]
         self.gradients[step.target] = self.primitives.resize_backward(
-            self._of_result(step.number, form), (p.shape[2], p.shape[3]), self.task.align_corners
+            self._of_result(step.number), (p.shape[2], p.shape[3]), self.task.align_corners
         )
 
     def _sums(self, step: Pass, form: Form) -> None:

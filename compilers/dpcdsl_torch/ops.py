@@ -93,10 +93,11 @@ def _refuse(what: str, hint: str | None = None) -> NoReturn:
 
 @lru_cache(maxsize=256)
 def _evaluation_weights(task: str, device: torch.device, dtype: torch.dtype) -> tuple[_Weight, ...]:
-    """What :func:`dpcdsl_torch.weights.prepare` makes: found by preparing weights without memory."""
+    """What :func:`dpcdsl_torch.weights.prepare` makes: found by preparing any weights, once."""
     known = _known(task)
     native = primitives_for(known, device, dtype) is not aten.PRIMITIVES
-    blank = {name: torch.empty(shape, device="meta") for name, shape, _, _ in _training_weights(task)}
+    # Not on the meta device: there torch's operators import torch._dynamo, which takes seconds, and Triton with it.
+    blank = {name: torch.zeros(shape, device="cpu") for name, shape, _, _ in _training_weights(task)}
     with torch.inference_mode(False), torch.no_grad():
         ready = prepare(known, blank, device, dtype)
     return tuple(_Weight(name, tuple(weight.shape), weight.dtype, native) for name, weight in ready.items())

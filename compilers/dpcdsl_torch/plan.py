@@ -13,7 +13,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from itertools import accumulate
 from typing import Any, TypeAlias
 
 from dpcdsl.cell import Cell
@@ -152,7 +153,7 @@ class Task:
     def conventions(self) -> Conventions:
         return Conventions(self.pooling, self.output_stride, self.image_pooling_crop_size)
 
-    @property
+    @cached_property
     def convolutions(self) -> tuple[tuple[str, bool], ...]:
         """Name of each convolution, in order, and whether batch normalisation follows it."""
         found = []
@@ -164,7 +165,7 @@ class Task:
             found.append(("0.product", True))
         return tuple(found)
 
-    @property
+    @cached_property
     def epsilons(self) -> dict[str, float]:
         """What is added to the variance at each convolution (``epsilon`` has them in order)."""
         return {name: epsilon for (name, _), epsilon in zip(self.convolutions, self.epsilon, strict=True)}
@@ -177,9 +178,14 @@ class Task:
     def out_channels(self) -> int:
         return self.concatenated if self.projection is None else self.projection
 
-    def first_channel(self, number: int) -> int:
-        """Where branch ``number`` (from 1) begins in the concatenation."""
-        return sum(form.filters for form in self.branches[: number - 1])
+    def channels(self, number: int) -> slice:
+        """Where branch ``number`` (from 1) is in the concatenation."""
+        return self._channels[number - 1]
+
+    @cached_property
+    def _channels(self) -> tuple[slice, ...]:
+        ends = tuple(accumulate(form.filters for form in self.branches))
+        return tuple(slice(end - form.filters, end) for end, form in zip(ends, self.branches, strict=True))
 
     def readers(self, number: int) -> tuple[int, ...]:
         """Branches that read F (0) or branch ``number``."""
@@ -337,6 +343,7 @@ class Plan:
         return "\n".join(lines) + "\n"
 
 
+@lru_cache(maxsize=256)
 def evaluation(task: Task, size: Size | None = None) -> Plan:
     """How the task is run in evaluation mode. ``size`` of F is only shown: it tells which taps are dropped."""
     steps = _Evaluation(task).run()
@@ -467,6 +474,7 @@ def _map_name(number: int) -> str:
     return f"Y{number}" if number else "F"
 
 
+@lru_cache(maxsize=256)
 def training(task: Task) -> tuple[Pass, ...]:
     """The passes of training, forward; a projection is a task of its own.
 
@@ -492,6 +500,7 @@ def _training(task: Task) -> Iterator[Pass]:
         yield Pass("normalise" if form.grid is None else "resize", number, f"P{number}", f"Y{number}")
 
 
+@lru_cache(maxsize=256)
 def backward(task: Task) -> tuple[Pass, ...]:
     """The passes back. Nothing but the convolutions' results was kept; what lies between is computed again."""
     return tuple(_backward(task))
@@ -621,8 +630,8 @@ def _place(name: str, task: Task) -> str:
     number = int(name[1:]) if name[:1] == "Y" and name[1:] else 0
     if not number or not _in_place(task):
         return name
-    first = task.first_channel(number)
-    return f"{name} = Y[{first}:{first + task.branches[number - 1].filters}]"
+    channels = task.channels(number)
+    return f"{name} = Y[{channels.start}:{channels.stop}]"
 
 
 def _relu(task: Task, number: int, depthwise: bool) -> str:

@@ -7,6 +7,7 @@ each followed by what belongs to it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ __all__ = ["evaluation_names", "prepare", "training_names"]
 _NORM = ("weight", "bias", "mean", "variance")
 
 
+@lru_cache(maxsize=256)
 def training_names(task: Task) -> tuple[str, ...]:
     """The weights of the training passes: matrices [taps, C] and [filters, C], then gamma, beta, running statistics."""
     return tuple(
@@ -29,6 +31,7 @@ def training_names(task: Task) -> tuple[str, ...]:
     )
 
 
+@lru_cache(maxsize=256)
 def evaluation_names(task: Task) -> tuple[str, ...]:
     """The weights of an evaluation, in the order of :func:`prepare`."""
     return tuple(_evaluation_names(task))
@@ -77,9 +80,8 @@ def prepare(task: Task, weights: Mapping[str, Tensor], device: torch.device, dty
             ready[convolution] = weight.contiguous()
         elif number == 0 and split:
             for branch, form in enumerate(task.branches, 1):
-                first = task.first_channel(branch)
                 small = form.grid is not None and task.does("early_projection")
-                part = weight[:, first : first + form.filters]
+                part = weight[:, task.channels(branch)]
                 ready[f"{branch}.projection"] = primitives.prepare(part, vectors if small else dtype)
         else:
             ready[convolution] = primitives.prepare(weight, vectors if pooled else dtype)
