@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import compiler
 import enumerator
 import language
+import products
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 TABLES = {
@@ -30,6 +31,7 @@ TABLES = {
     "training": compiler.in_training,
     "random": compiler.on_random_cells,
     "fusions": compiler.fusions,
+    "products": products.measure,
     "memory": compiler.memory,
     "start": compiler.to_start,
 }

@@ -449,7 +449,9 @@ class _Forward(_Training):
             return
         if moments is None:
             # A copy: what an operator returns must be its own.
-            mean, variance = self.weights[f"{key}.mean"].clone(), self.weights[f"{key}.variance"].clone()
+            mean, variance = (
+                self.weights[f"{key}.{part}"].to(self.vectors, copy=True) for part in ("mean", "variance")
+            )
         else:
             mean, variance = (
                 moments.mean.to(self.vectors),
@@ -460,7 +462,8 @@ class _Forward(_Training):
 
 class _Backward(_Training):
     def run(self, gradient: Tensor, needs_input: bool) -> dict[str, Tensor]:
-        self.gradient, self.needs_input = gradient, needs_input
+        self.gradient = self.make.channels_last(gradient, self.primitives)  # once, and not branch by branch
+        self.needs_input = needs_input
         self.found: dict[str, Tensor] = {}
         self.arriving: dict[int, Tensor] = {}  # gradients of F and of branches, from the branches that read them
         self.factors: dict[int, NormGradient] = {}
@@ -556,7 +559,9 @@ class _Backward(_Training):
         )
         assert dw is not None
         if chosen is not None:  # a tap that saw only padding has no gradient
-            dw = dw.new_zeros(whole.shape).index_copy_(0, torch.tensor(chosen, device=whole.device), dw)
+            dw = dw.new_zeros(whole.shape).index_copy_(
+                0, torch.tensor(chosen, dtype=torch.long, device=whole.device), dw
+            )
         self.found[f"{step.number}.depthwise"] = dw
 
     def _pool(self, step: Pass, form: Form) -> None:

@@ -258,15 +258,17 @@ _Sums: TypeAlias = tuple[Tensor, Tensor]
 
 
 def _double_vectors(channels: int) -> _Sums:
-    return torch.empty(channels, dtype=torch.float64), torch.empty(channels, dtype=torch.float64)
+    mean, deviations = torch.empty(2, channels, dtype=torch.float64, device="cpu")
+    return mean, deviations
 
 
 def _double_zeros(channels: int) -> _Sums:
-    return torch.zeros(channels, dtype=torch.float64), torch.zeros(channels, dtype=torch.float64)
+    mean, deviations = torch.zeros(2, channels, dtype=torch.float64, device="cpu")
+    return mean, deviations
 
 
 def _empty(n: int, c: int, size: tuple[int, int], dtype: torch.dtype) -> Tensor:
-    return torch.empty((n, c, *size), dtype=dtype, memory_format=torch.channels_last)
+    return torch.empty((n, c, *size), dtype=dtype, device="cpu", memory_format=torch.channels_last)
 
 
 class NativePrimitives:
@@ -375,14 +377,16 @@ class NativePrimitives:
         assert p.shape[2:] == x.shape[2:]
         filters, depth = weight.shape
         if x.shape[0] == 0:
-            return torch.zeros(filters, depth), None if statistics is None else _double_zeros(depth)
+            return torch.zeros(
+                filters, depth, dtype=torch.float32, device="cpu"
+            ), None if statistics is None else _double_zeros(depth)
         one, two = self._incoming(gradients, p)
         target = None if dx is None else _output(dx, x.shape, x.dtype, matrix=True)
         weight = _vector(weight if depth % _COLUMNS == 0 else F.pad(weight, (0, -depth % _COLUMNS)))
         mean, inverse = (None, None) if statistics is None else (_vector(statistics[0]), _vector(statistics[1]))
         sums = None if statistics is None else _double_vectors(depth)
         plain, by_value = (None, None) if sums is None else sums
-        dw = torch.empty(filters, depth)
+        dw = torch.empty(filters, depth, dtype=torch.float32, device="cpu")
         self._library.dpc_pointwise_backward(
             *(one, two, self._matrix(p), _norm_gradient(norm), self._matrix(x), _affine(before)),
             *(weight.data_ptr(), weight.shape[1], target, add, dw.data_ptr()),
@@ -404,9 +408,9 @@ class NativePrimitives:
         assert dx is None or weight is not None
         assert x is None or x.shape == g.shape
         if g.shape[0] == 0:
-            return None if x is None else torch.zeros(len(taps.dy), g.shape[1])
+            return None if x is None else torch.zeros(len(taps.dy), g.shape[1], dtype=torch.float32, device="cpu")
         gradient = self._input(g)
-        dw = None if x is None else torch.empty(len(taps.dy), g.shape[1])
+        dw = None if x is None else torch.empty(len(taps.dy), g.shape[1], dtype=torch.float32, device="cpu")
         self._library.dpc_depthwise_backward(
             gradient,
             gradient if x is None else self._input(x),
