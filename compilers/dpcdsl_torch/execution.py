@@ -276,8 +276,19 @@ class _Norm(NamedTuple):
     affine: Affine
 
     @classmethod
-    def of(cls, mean: Tensor, variance: Tensor, weight: Tensor, bias: Tensor, epsilon: float, relu: bool) -> _Norm:
-        inverse = torch.rsqrt(variance + epsilon)
+    def of(
+        cls,
+        *,
+        mean: Tensor,
+        variance: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        epsilon: float,
+        relu: bool,
+        single: bool,
+    ) -> _Norm:
+        # A single value is its own mean: x_hat is 0 exactly, and not what is left of rounding it.
+        inverse = torch.zeros_like(variance) if single else torch.rsqrt(variance + epsilon)
         scale = weight * inverse
         return cls(mean, inverse, Affine(scale, torch.addcmul(bias, mean, scale, value=-1), relu))
 
@@ -370,14 +381,21 @@ class _Training:
     def norm(self, key: str, relu: bool) -> _Norm:
         if key not in self._norms:
             self._norms[key] = _Norm.of(
-                self.maps[f"{key}.mean"],
-                self.maps[f"{key}.variance"],
-                self.weights[f"{key}.weight"],
-                self.weights[f"{key}.bias"],
-                self.task.epsilons[key],
-                relu,
+                mean=self.maps[f"{key}.mean"],
+                variance=self.maps[f"{key}.variance"],
+                weight=self.weights[f"{key}.weight"],
+                bias=self.weights[f"{key}.bias"],
+                epsilon=self.task.epsilons[key],
+                relu=relu,
+                single=key in self.batch and self._positions(key) == 1,
             )
         return self._norms[key]
+
+    def _positions(self, key: str) -> int:
+        """Values a channel that a convolution's statistics are over."""
+        form = self.task.branches[int(key.partition(".")[0]) - 1]
+        height, width = self.make.size if form.grid is None else self.task.grid_size(form, self.make.size)
+        return self.make.batch * height * width
 
     def affine(self, key: str, normed: bool, relu: bool, channels: int) -> Affine:
         if normed:
