@@ -90,7 +90,7 @@ def test_every_plan_computes_every_branch_once_from_what_is_there(
     task = task_of(cell, projection=projection, without=frozenset(without))
     plan = evaluation(task)
     there = {"F"}
-    if projection is None or not task.does("split_projection"):
+    if not task.splits:
         there.add("Y")
     computed, projected = [], []
     for step, released in zip(plan.steps, plan.released, strict=True):
@@ -103,7 +103,7 @@ def test_every_plan_computes_every_branch_once_from_what_is_there(
         assert set(released) <= there
         there -= set(released)
     assert sorted(computed) == list(range(1, len(cell) + 1))
-    if projection is not None and task.does("split_projection"):
+    if task.splits:
         assert sorted(projected) == list(range(1, len(cell) + 1))
         feeding = [s for s in plan.steps if isinstance(s, Convolve) and (s.grids or any(p.projected for p in s.parts))]
         assert [s.first for s in feeding] == [True] + [False] * (len(feeding) - 1)
@@ -119,9 +119,7 @@ def test_training_computes_each_product_once_and_goes_back_through_each(cell: Ce
     assert forward == back[::-1] == list(range(1, len(cell) + 1))
 
 
-@given(
-    strategies.cells(read_space("dpc")), st.sets(st.sampled_from(sorted(FUSIONS))), st.sampled_from([None, 19])
-)
+@given(strategies.cells(read_space("dpc")), st.sets(st.sampled_from(sorted(FUSIONS))), st.sampled_from([None, 19]))
 def test_a_task_is_its_text(cell: Cell, without: set[str], projection: int | None) -> None:
     task = task_of(cell, projection=projection, without=frozenset(without), epsilon=(1e-5, 0.1), backend="aten")
     assert Task.loads(task.dumps()) == task

@@ -26,7 +26,7 @@ def decomposed(
 ) -> tuple[Tensor, Statistics]:
     """The concatenation of the task's branches, and the batch's mean and variance at each convolution of ``batch``.
 
-    weights: as :func:`dpcdsl_torch.weights.training_names` names them.
+    weights: as ``task.training_names`` names them.
     batch: the convolutions whose normalisation takes its statistics from the batch.
     """
     statistics: Statistics = {}

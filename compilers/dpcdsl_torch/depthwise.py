@@ -32,15 +32,20 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, rate: Sequence[int] = (1, 1)) ->
     weight: [C, 1, kh, kw], as of ``nn.Conv2d(C, C, (kh, kw), groups=C)``; type and device of x.
     rate: (down, along), each at least 1.
 
-    Returns a map of x's shape, channels_last if x's channels lie side by side, else contiguous. Differentiable any
-    number of times, and under :func:`torch.vmap` (not under ``torch.func.grad``, which no operator registered with
-    torch is as of 2.15). The smaller half of the padding comes before the map, as TensorFlow
-    has it (for an even kernel, ``padding="same"`` of torch agrees at rate 1). This is the first half of the paper's
-    separable atrous convolution (:class:`dpcdsl.layers.DepthwiseConvolution`), by the C++ kernels for fp32 and bf16 on
-    the CPU, which visit only the taps that are inside the map; by ATen otherwise.
+    Returns a map of x's shape, channels_last if x's channels lie side by side, else contiguous. The smaller half of the
+    padding comes before the map, as TensorFlow and torch's ``padding="same"`` have it. Under autocast, computed in its
+    type, as ``F.conv2d`` is. Differentiable any number of times, and under :func:`torch.vmap`; not under
+    ``torch.func.grad``, which refuses (torch 2.15) every operator whose gradient is registered.
+
+    It is the first half of the paper's separable atrous convolution (:class:`dpcdsl.layers.DepthwiseConvolution`): by
+    the C++ kernels for fp32 and bf16 on the CPU, which visit only taps that are inside the map; else by ATen.
 
     Raises :class:`DpcError` (DPC062) on arguments that do not fit together.
     """
+    kind = x.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+        x, weight = (t if t.dtype is torch.float64 else t.to(dtype) for t in (x, weight))
     result: Tensor = torch.ops.dpcdsl.depthwise(x, weight, tuple(rate))
     return result
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -29,7 +29,7 @@ from dpcdsl_torch.plan import (
 )
 from dpcdsl_torch.primitives import Affine, Branch, Moments, NormGradient, Primitives, Projection, Taps
 
-__all__ = ["kept_names", "kept_shapes", "primitives_for", "run_backward", "run_evaluation", "run_training"]
+__all__ = ["kept_shapes", "primitives_for", "run_backward", "run_evaluation", "run_training"]
 
 
 def primitives_for(task: Task, device: torch.device, dtype: torch.dtype) -> Primitives:
@@ -132,8 +132,7 @@ class _Evaluation:
         self.channels_last = side_by_side(x)
         self.maps: dict[str, Tensor] = {"F": self.make.channels_last(x, self.primitives)}
         self.plan = evaluation(task)
-        split = task.projection is not None and task.does("split_projection")
-        if not split and (task.projection is None or task.does("concatenation")):
+        if not task.splits and (task.projection is None or task.does("concatenation")):
             self.maps["Y"] = self.make.empty(task.concatenated)
             if task.does("concatenation"):
                 for number in range(1, len(task.branches) + 1):
@@ -165,10 +164,8 @@ class _Evaluation:
                         whole[:, self.task.channels(number)].copy_(self.maps[name])
             for name in released:
                 del self.maps[name]
-        if self.task.projection is not None:
-            return self.maps["Z"]
-        whole = self.maps["Y"]
-        if self.channels_last:
+        whole = self.maps["Y" if self.task.projection is None else "Z"]
+        if self.channels_last or self.task.splits:
             return whole
         result = torch.empty(whole.shape, dtype=whole.dtype, device=whole.device)
         self.primitives.copy(whole, result)
@@ -199,7 +196,7 @@ class _Evaluation:
             if kind in "SQ":
                 size = self.task.grid_size(self.task.branches[number - 1], self.make.size)
                 dtype = vector_dtype(self.make.dtype)
-            if kind == "Z" and not self.channels_last:
+            if kind == "Z" and self.task.splits and not self.channels_last:
                 found = torch.empty(
                     (self.make.batch, channels, *self.make.size), dtype=self.make.dtype, device=self.make.device
                 )
@@ -220,6 +217,9 @@ class _Evaluation:
             self.primitives.affine(target, Affine(torch.ones_like(shift), shift, form.depthwise_relu), target)
 
     def _convolve(self, step: Convolve) -> None:
+        if any(part.projected and part.number < 0 for part in step.parts):
+            self._project_map(step)
+            return
         branches = []
         for part in step.parts:
             depthwise = None
@@ -246,6 +246,18 @@ class _Evaluation:
             )
         projecting = bool(step.grids) or any(part.projected for part in step.parts)
         self.primitives.evaluate(self.maps[step.source], branches, self._projection(step) if projecting else None)
+
+    def _project_map(self, step: Convolve) -> None:
+        """The projection's part of a branch that is a map already: a product, added as a grid of the map's own size."""
+        (part,) = step.parts
+        source = self.maps[step.source]
+        assert self.task.projection is not None
+        whole = self.make.empty(self.task.projection)
+        weight = self.weights[f"{-part.number}.projection"]
+        self.primitives.evaluate(source, [Branch(None, weight, self.task.projection, None, False, whole)], None)
+        projection = self._projection(step)
+        grids = (*projection.grids, whole.to(vector_dtype(whole.dtype)))
+        self.primitives.evaluate(source, [], replace(projection, grids=grids))
 
     def _projection(self, step: Convolve) -> Projection:
         vectors = vector_dtype(self.make.dtype)
@@ -304,34 +316,11 @@ class _Norm(NamedTuple):
         return NormGradient(self.affine, scale, b.to(dtype), c.to(dtype))
 
 
-@lru_cache(maxsize=256)
-def kept_names(task: Task) -> tuple[str, ...]:
-    """What :func:`run_training` keeps, in order; first the result itself."""
-    return ("Y", *_kept(task))
-
-
-def _kept(task: Task) -> Iterator[str]:
-    owners = set()
-    for number, form in enumerate(task.branches, 1):
-        if form.grid is not None:
-            owner = _owner(task, number)
-            if owner not in owners:
-                owners.add(owner)
-                yield f"G{owner}"
-        if form.has_depthwise:
-            yield f"D{number}"
-            if form.depthwise_norm:
-                yield from (f"{number}.depthwise.mean", f"{number}.depthwise.variance")
-        yield f"P{number}"
-        if form.norm:
-            yield from (f"{number}.product.mean", f"{number}.product.variance")
-
-
 def kept_shapes(task: Task, shape: Sequence[int], dtype: torch.dtype) -> Iterator[tuple[tuple[int, ...], torch.dtype]]:
-    """Shape and type of what :func:`kept_names` names, for a map of ``shape`` and ``dtype``."""
+    """Shape and type of what ``task.kept_names`` names, for a map of ``shape`` and ``dtype``."""
     batch, _, *size = shape
     vectors = vector_dtype(dtype)
-    for name in kept_names(task):
+    for name in task.kept_names:
         if name == "Y":
             yield (batch, task.concatenated, *size), dtype
         elif "." in name:
@@ -345,18 +334,6 @@ def kept_shapes(task: Task, shape: Sequence[int], dtype: torch.dtype) -> Iterato
                 yield (batch, channels, *task.grid_size(form, (size[0], size[1]))), vectors
             else:
                 yield (batch, channels, *size), dtype
-
-
-def _owner(task: Task, number: int) -> int:
-    """Of the branches that share a pooling with ``number``, the first."""
-    form = task.branches[number - 1]
-    if not task.does("shared_pooling"):
-        return number
-    return next(
-        other
-        for other, candidate in enumerate(task.branches, 1)
-        if (candidate.input, candidate.grid) == (form.input, form.grid)
-    )
 
 
 class _Training:
@@ -422,7 +399,7 @@ class _Forward(_Training):
         }
         for step in training(self.task):
             passes[step.kind](step, self.task.branches[step.number - 1])
-        return [self.maps[name] for name in kept_names(self.task)]
+        return [self.maps[name] for name in self.task.kept_names]
 
     def _pool(self, step: Pass, form: Form) -> None:
         self.maps[step.target] = _pool(self.task, form, self.input(form), self.primitives)
@@ -539,7 +516,7 @@ class _Backward(_Training):
             if form.depthwise_norm:
                 own = self.norm(f"{step.number}.depthwise", form.depthwise_relu)
         elif form.grid is not None:
-            source = self.maps[f"G{_owner(self.task, step.number)}"]
+            source = self.maps[f"G{self.task.pooled_by(step.number)}"]
             target = self.make.empty(form.in_channels, (p.shape[2], p.shape[3]), p.dtype)
             self.gradients[step.target] = target
         else:
@@ -600,7 +577,7 @@ class _Backward(_Training):
 
 
 def run_training(task: Task, x: Tensor, weights: Mapping[str, Tensor], batch: frozenset[str]) -> list[Tensor]:
-    """The concatenation and what the backward pass needs, as :func:`kept_names` names them.
+    """The concatenation and what the backward pass needs, as ``task.kept_names`` names them.
 
     batch: the convolutions whose normalisation takes its statistics from the batch; the others use the running ones.
     """

@@ -14,7 +14,7 @@ from dpcdsl.cell import Cell
 from dpcdsl.errors import DpcError
 from dpcdsl.layers import GridPool, Resize, Size
 from dpcdsl.references import read_cell
-from dpcdsl_torch import build, ops
+from dpcdsl_torch import build, ops  # noqa: F401 (registers what is called as torch.ops.dpcdsl)
 from dpcdsl_torch.decomposition import decomposed
 from dpcdsl_torch.lowering import BatchNorm, layer_names
 from dpcdsl_torch.plan import Form, Plan, Task, check_fusions, evaluation, training_plan
@@ -78,7 +78,7 @@ class CompiledCell(nn.Module):
         self._options = eager.options
         self._channels = (in_channels, *cell.out_channels(in_channels))
         options = {"align_corners": self.settings.align_corners, "backend": backend, "without": without}
-        conventions = self.settings.conventions
+        conventions, epsilon = self.settings.conventions, self.settings.batch_norm_epsilon
         self._each: list[_Fused | None] = []
         paths: list[tuple[str, ...]] = []
         for number, branch in enumerate(cell.branches):
@@ -90,7 +90,7 @@ class CompiledCell(nn.Module):
             ]
             one = Cell.of((0, branch.operator), filters=cell.filters)
             task = Task.of(one, self._channels[branch.input], conventions, **options)
-            self._each.append(None if task is None else _Fused(task, own))
+            self._each.append(None if task is None else _Fused(task, own, epsilon))
             paths += own
         self._branches: _Fused | None = None
         self._whole: _Fused | None = None
@@ -99,11 +99,11 @@ class CompiledCell(nn.Module):
         projection = None if self.projection is None else self.out_channels
         last = [] if projection is None else [("projection",)]
         if branches is not None:
-            self._branches = _Fused(branches, paths)
-            self._whole = _Fused(replace(branches, projection=projection), [*paths, *last])
+            self._branches = _Fused(branches, paths, epsilon)
+            self._whole = _Fused(replace(branches, projection=projection), [*paths, *last], epsilon)
         if projection is not None:
             form = Form(0, sum(self._channels[1:]), projection, norm=True, relu=True)
-            self._project = _Fused(Task(form.in_channels, (form,), **options), last)
+            self._project = _Fused(Task(form.in_channels, (form,), **options), last, epsilon)
 
     def forward(self, features: Tensor) -> Tensor:
         self._check_features(features)
@@ -218,7 +218,9 @@ class _Folded:
 class _Fused:
     """A task, where its convolutions are in the module, and what was folded from them."""
 
-    def __init__(self, task: Task, paths: Sequence[tuple[str, ...]]) -> None:
+    def __init__(self, task: Task, paths: Sequence[tuple[str, ...]], epsilon: float) -> None:
+        # Their text is made here: a compiler that traces a call could not make it.
+        task = replace(task, epsilon=tuple(epsilon if norm else 0.0 for _, norm in task.convolutions))
         self.task = task
         self._paths = paths
         self._text = (task, task.dumps())
@@ -320,7 +322,10 @@ class _Fused:
             out, statistics = decomposed(task, x, weights, names)
         else:
             out, *kept = torch.ops.dpcdsl.cell_train(x, list(weights.values()), text, batch)
-            statistics = ops.statistics(task, kept)
+            named = dict(zip(task.kept_names[1:], kept, strict=True))
+            statistics = {
+                name: (named[f"{name}.mean"], named[f"{name}.variance"]) for name, norm in task.convolutions if norm
+            }
         for (name, _), module, own in zip(task.convolutions, modules, batch, strict=True):
             if own:
                 assert module.bn is not None

@@ -488,8 +488,17 @@ class NativePrimitives:
         return structure
 
 
-@cache
+class _Loaded:
+    """What :func:`primitives` found, once it has looked."""
+
+    looked = False
+    found: NativePrimitives | None = None
+
+
 def primitives() -> NativePrimitives | None:
     """The native passes; None where there is no library (:func:`dpcdsl_torch.build.load` says why)."""
-    native = load()
-    return NativePrimitives(native.library) if isinstance(native, Native) else None
+    if not _Loaded.looked:
+        native = load()
+        _Loaded.found = NativePrimitives(native.library) if isinstance(native, Native) else None
+        _Loaded.looked = True
+    return _Loaded.found

@@ -22,7 +22,6 @@ from dpcdsl.layers import DepthwiseConvolution, Pooling
 from dpcdsl_torch import aten
 from dpcdsl_torch.decomposition import decomposed
 from dpcdsl_torch.execution import (
-    kept_names,
     kept_shapes,
     primitives_for,
     run_backward,
@@ -31,7 +30,7 @@ from dpcdsl_torch.execution import (
     side_by_side,
 )
 from dpcdsl_torch.plan import Form, Task, check_fusions
-from dpcdsl_torch.weights import evaluation_names, prepare, training_names
+from dpcdsl_torch.weights import prepare
 
 __all__ = ["check_arguments", "library", "statistics"]
 
@@ -119,7 +118,7 @@ def _training_weights(task: str) -> tuple[_Weight, ...]:
         if norm:
             vector = (shape[1] if kind == "depthwise" else shape[0],)
             found += [(f"{convolution}.{part}", vector) for part in ("weight", "bias", "mean", "variance")]
-    assert tuple(name for name, _ in found) == training_names(known)
+    assert tuple(name for name, _ in found) == known.training_names
     return tuple(_Weight(name, shape, None, False) for name, shape in found)
 
 
@@ -184,12 +183,12 @@ def _taps_fit(form: Form) -> bool:
         return False
     layer = DepthwiseConvolution("depthwise", form.kernel, form.rate)
     grid = [(y, x) for y in layer.taps(0) for x in layer.taps(1)]
-    return list(zip(form.dy, form.dx, strict=True)) == grid and all(abs(y) + abs(x) < _FARTHEST for y, x in grid)
+    return list(zip(form.dy, form.dx, strict=True)) == grid and all(max(abs(y), abs(x)) < 2**40 for y, x in grid)
 
 
 def _check_kept(x: Tensor, gradient: Tensor, kept: Sequence[Tensor], task: Task) -> None:
     expected = list(kept_shapes(task, x.shape, x.dtype))
-    names = ("the gradient", *(f"`{name}`" for name in kept_names(task)))
+    names = ("the gradient", *(f"`{name}`" for name in task.kept_names))
     if len(kept) != len(expected):
         _refuse(f"{len(kept)} kept tensors, and not {len(expected)}")
     for name, tensor, (shape, dtype) in zip(names, (gradient, *kept), (expected[0], *expected), strict=True):
@@ -204,7 +203,7 @@ def _check_kept(x: Tensor, gradient: Tensor, kept: Sequence[Tensor], task: Task)
 def _cell(x: Tensor, weights: list[Tensor], task: str) -> Tensor:
     known = _known(task)
     check_arguments(known, x, weights, _evaluation_weights(task, x.device, x.dtype))
-    return run_evaluation(known, x, dict(zip(evaluation_names(known), weights, strict=True)))
+    return run_evaluation(known, x, dict(zip(known.evaluation_names, weights, strict=True)))
 
 
 def _cell_fake(x: Tensor, weights: list[Tensor], task: str) -> Tensor:
@@ -224,7 +223,7 @@ def _train(x: Tensor, weights: list[Tensor], task: str, batch_statistics: list[b
         _refuse("a task with a projection to train", "a projection is trained as a task of its own")
     check_arguments(known, x, weights, _training_weights(task))
     return run_training(
-        known, x, dict(zip(training_names(known), weights, strict=True)), _batch(known, batch_statistics)
+        known, x, dict(zip(known.training_names, weights, strict=True)), _batch(known, batch_statistics)
     )
 
 
@@ -244,14 +243,14 @@ def _train_backward(
     known = _known(task)
     check_arguments(known, x, weights, _training_weights(task))
     _check_kept(x, gradient, kept, known)
-    names = training_names(known)
+    names = known.training_names
     named = dict(zip(names, weights, strict=True))
     found = run_backward(
         known,
         gradient,
         x,
         named,
-        dict(zip(kept_names(known), kept, strict=True)),
+        dict(zip(known.kept_names, kept, strict=True)),
         _batch(known, batch_statistics),
         needs_input,
     )
@@ -268,7 +267,7 @@ def _train_backward_fake(
     batch_statistics: list[bool],
     needs_input: bool,
 ) -> list[Tensor]:
-    names = training_names(_known(task))
+    names = _known(task).training_names
     learnt = [weight.new_empty(weight.shape) for name, weight in zip(names, weights, strict=True) if _is_learnt(name)]
     return [_empty(x, x.shape, x.dtype), *learnt] if needs_input else learnt
 
@@ -295,7 +294,7 @@ _define(
 
 def _train_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     x, weights, ctx.task, ctx.batch_statistics = inputs
-    names = training_names(_known(ctx.task))
+    names = _known(ctx.task).training_names
     learnt = [weight for name, weight in zip(names, weights, strict=True) if _is_learnt(name)]
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*output[1:])
@@ -307,19 +306,19 @@ def _train_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> N
 
 def _train_gradient(ctx: Any, gradients: list[Tensor | None]) -> tuple[Any, ...]:
     task = _known(ctx.task)
-    names = training_names(task)
+    names = task.training_names
     gradient = gradients[0]
     if gradient is None:
         return None, [None] * len(names), None, None
     x, *rest = ctx.saved_tensors
     count = sum(map(_is_learnt, names))
     kept = rest[count:]
-    if len(kept) < len(kept_names(task)):
+    if len(kept) < len(task.kept_names):
         kept = [gradient, *kept]  # in the place of the result, which nothing reads
-    named = dict(zip(kept_names(task), kept, strict=True)) | dict(zip(filter(_is_learnt, names), rest, strict=False))
+    named = dict(zip(task.kept_names, kept, strict=True)) | dict(zip(filter(_is_learnt, names), rest, strict=False))
     weights = [named[name] for name in names]
     # A gradient of the gradient is wanted, or many at once (``is_grads_batched``).
-    if torch.is_grad_enabled() or (not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()):
+    if torch.is_grad_enabled() or _is_batched(gradient):
         dx, found = _differentiable_gradient(ctx.task, gradient, x, weights, ctx.batch_statistics)
     else:
         needs_input = ctx.needs_input_grad[0]
@@ -332,11 +331,20 @@ def _train_gradient(ctx: Any, gradients: list[Tensor | None]) -> tuple[Any, ...]
     return dx, [next(in_turn) if _is_learnt(name) else None for name in names], None, None
 
 
+def _is_batched(gradient: Tensor) -> bool:
+    functorch = torch._C._functorch
+    return not torch.compiler.is_compiling() and bool(
+        torch._C._are_functorch_transforms_active()
+        or functorch.is_batchedtensor(gradient)
+        or functorch.is_legacy_batchedtensor(gradient)
+    )
+
+
 def _differentiable_gradient(
     task: str, gradient: Tensor, x: Tensor, weights: list[Tensor], batch_statistics: list[bool]
 ) -> tuple[Tensor | None, list[Tensor | None]]:
     known = _known(task)
-    names = training_names(known)
+    names = known.training_names
     with torch.enable_grad():
         # Aliases: where x is itself made from the weights, differentiation must stop at this call's own.
         x, *weights = (tensor.view_as(tensor) for tensor in (x, *weights))
@@ -349,9 +357,3 @@ def _differentiable_gradient(
 
 
 torch.library.register_autograd("dpcdsl::cell_train", _train_gradient, setup_context=_train_context, lib=library)
-
-
-def statistics(task: Task, kept: Sequence[Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Mean and variance at each normalised convolution, of what ``cell_train`` returns after its result."""
-    named = dict(zip(kept_names(task)[1:], kept, strict=True))
-    return {name: (named[f"{name}.mean"], named[f"{name}.variance"]) for name, norm in task.convolutions if norm}

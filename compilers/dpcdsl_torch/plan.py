@@ -58,6 +58,9 @@ FUSIONS: dict[str, str] = {
     "training": "training runs in passes that gather statistics on the way, and not operator by operator",
 }
 
+#: What batch normalisation adds to a convolution's name: parameters, then running statistics.
+NORM = ("weight", "bias", "mean", "variance")
+
 
 def check_fusions(names: Iterable[str]) -> frozenset[str]:
     """The names as a set, or a :class:`DpcError` (DPC062) that names each unknown one."""
@@ -195,6 +198,68 @@ class Task:
         """The size that a pooled branch's map of ``size`` is pooled to."""
         assert form.grid is not None
         return GridPool(form.grid).out_size(size, size, self.conventions)
+
+    @property
+    def splits(self) -> bool:
+        """Whether each branch adds its part of the projection: it must leave its product finished for that."""
+        wanted = ("split_projection", "epilogue", "batch_norm")
+        return self.projection is not None and all(map(self.does, wanted))
+
+    @cached_property
+    def training_names(self) -> tuple[str, ...]:
+        """The weights of training: matrices [taps, C] and [filters, C], then gamma, beta and the running statistics."""
+        return tuple(
+            name
+            for convolution, norm in self.convolutions
+            for name in (convolution, *(f"{convolution}.{part}" for part in NORM if norm))
+        )
+
+    @cached_property
+    def evaluation_names(self) -> tuple[str, ...]:
+        """The weights of an evaluation, in the order in which :func:`dpcdsl_torch.weights.prepare` makes them."""
+        return tuple(self._evaluation_names())
+
+    def _evaluation_names(self) -> Iterator[str]:
+        for convolution, _ in self.convolutions:
+            if convolution == "0.product" and self.splits:
+                yield from (f"{number}.projection" for number in range(1, len(self.branches) + 1))
+            else:
+                yield convolution
+            yield f"{convolution}.shift"
+            if not self.does("batch_norm"):
+                yield f"{convolution}.scale"
+
+    @cached_property
+    def kept_names(self) -> tuple[str, ...]:
+        """What the training passes keep for the way back, in order; first the result itself."""
+        return ("Y", *self._kept_names())
+
+    def _kept_names(self) -> Iterator[str]:
+        owners = set()
+        for number, form in enumerate(self.branches, 1):
+            if form.grid is not None:
+                owner = self.pooled_by(number)
+                if owner not in owners:
+                    owners.add(owner)
+                    yield f"G{owner}"
+            if form.has_depthwise:
+                yield f"D{number}"
+                if form.depthwise_norm:
+                    yield from (f"{number}.depthwise.mean", f"{number}.depthwise.variance")
+            yield f"P{number}"
+            if form.norm:
+                yield from (f"{number}.product.mean", f"{number}.product.variance")
+
+    def pooled_by(self, number: int) -> int:
+        """Of the branches that share a pooling with branch ``number``, the first, which does it."""
+        form = self.branches[number - 1]
+        if not self.does("shared_pooling"):
+            return number
+        return next(
+            other
+            for other, candidate in enumerate(self.branches, 1)
+            if (candidate.input, candidate.grid) == (form.input, form.grid)
+        )
 
     def does(self, fusion: str) -> bool:
         return fusion not in self.without
@@ -355,7 +420,7 @@ class _Evaluation:
 
     def __init__(self, task: Task) -> None:
         self.task = task
-        self.splits = task.projection is not None and task.does("split_projection")
+        self.splits = task.splits
         self.early = self.splits and task.does("early_projection")
         # Scale and shift as a pass of their own leave nothing to apply before a product leaves the cache.
         self.epilogue = task.does("epilogue") and task.does("batch_norm")
@@ -423,7 +488,6 @@ class _Evaluation:
             return
         self._convolve(source, Part(number, False, f"Y{number}", epilogue=False))
         self.steps.append(Normalise(f"Y{number}", number, False))
-        self._project(number)
 
     def _pooled(self, number: int, form: Form, grid: Size) -> None:
         shared = (form.input, grid)
@@ -485,11 +549,10 @@ def training(task: Task) -> tuple[Pass, ...]:
 
 
 def _training(task: Task) -> Iterator[Pass]:
-    pooled: dict[tuple[int, Size], int] = {}
     for number, form in enumerate(task.branches, 1):
         source = _map_name(form.input)
         if form.grid is not None:
-            owner = pooled.setdefault((form.input, form.grid), number) if task.does("shared_pooling") else number
+            owner = task.pooled_by(number)
             if owner == number:
                 yield Pass("pool", number, source, f"G{number}")
             source = f"G{owner}"
@@ -547,7 +610,7 @@ def _reads(step: Step) -> tuple[str, ...]:
 
 def _in_place(task: Task) -> bool:
     """Whether branches are ranges of the concatenation."""
-    return task.does("concatenation") and (task.projection is None or not task.does("split_projection"))
+    return task.does("concatenation") and not task.splits
 
 
 def _released(task: Task, steps: tuple[Step, ...]) -> tuple[tuple[str, ...], ...]:

@@ -6,64 +6,31 @@ each followed by what belongs to it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from functools import lru_cache
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from dpcdsl_torch.execution import primitives_for, vector_dtype
-from dpcdsl_torch.plan import Task
+from dpcdsl_torch.plan import NORM, Task
 
-__all__ = ["evaluation_names", "prepare", "training_names"]
-
-#: What batch normalisation adds to a convolution's name: parameters, then running statistics.
-_NORM = ("weight", "bias", "mean", "variance")
-
-
-@lru_cache(maxsize=256)
-def training_names(task: Task) -> tuple[str, ...]:
-    """The weights of the training passes: matrices [taps, C] and [filters, C], then gamma, beta, running statistics."""
-    return tuple(
-        name
-        for convolution, norm in task.convolutions
-        for name in (convolution, *(f"{convolution}.{part}" for part in _NORM if norm))
-    )
-
-
-@lru_cache(maxsize=256)
-def evaluation_names(task: Task) -> tuple[str, ...]:
-    """The weights of an evaluation, in the order of :func:`prepare`."""
-    return tuple(_evaluation_names(task))
-
-
-def _evaluation_names(task: Task) -> Iterator[str]:
-    split = task.projection is not None and task.does("split_projection")
-    for convolution, _ in task.convolutions:
-        if convolution == "0.product" and split:
-            yield from (f"{number}.projection" for number in range(1, len(task.branches) + 1))
-        else:
-            yield convolution
-        yield f"{convolution}.shift"
-        if not task.does("batch_norm"):
-            yield f"{convolution}.scale"
+__all__ = ["prepare"]
 
 
 def prepare(task: Task, weights: Mapping[str, Tensor], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
     """Batch normalisation folded into weights and shifts, and weights laid out as the kernels read them.
 
-    weights: as :func:`training_names` names them. dtype: of the maps.
+    weights: as ``task.training_names`` names them. dtype: of the maps.
     """
     primitives = primitives_for(task, device, dtype)
     vectors = vector_dtype(dtype)
-    split = task.projection is not None and task.does("split_projection")
     ready: dict[str, Tensor] = {}
     for convolution, norm in task.convolutions:
         weight = weights[convolution].to(vectors)
         depthwise = convolution.endswith("depthwise")
         number = int(convolution.split(".")[0])
         if norm:
-            gamma, beta, mean, variance = (weights[f"{convolution}.{part}"].to(vectors) for part in _NORM)
+            gamma, beta, mean, variance = (weights[f"{convolution}.{part}"].to(vectors) for part in NORM)
             scale = gamma * torch.rsqrt(variance + task.epsilons[convolution])
             shift = beta - mean * scale
         else:
@@ -78,11 +45,11 @@ def prepare(task: Task, weights: Mapping[str, Tensor], device: torch.device, dty
         pooled = number > 0 and task.branches[number - 1].grid is not None
         if depthwise:
             ready[convolution] = weight.contiguous()
-        elif number == 0 and split:
+        elif number == 0 and task.splits:
             for branch, form in enumerate(task.branches, 1):
                 small = form.grid is not None and task.does("early_projection")
                 part = weight[:, task.channels(branch)]
                 ready[f"{branch}.projection"] = primitives.prepare(part, vectors if small else dtype)
         else:
             ready[convolution] = primitives.prepare(weight, vectors if pooled else dtype)
-    return {name: ready[name] for name in evaluation_names(task)}
+    return {name: ready[name] for name in task.evaluation_names}

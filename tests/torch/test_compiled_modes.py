@@ -25,7 +25,7 @@ from torch.func import functional_call, grad, jvp, stack_module_state, vmap
 from dpcdsl.cell import Cell
 from dpcdsl.errors import DpcError
 from dpcdsl.operators import Operator
-from dpcdsl_torch import CompiledCell, EagerCell, compile_cell, memory
+from dpcdsl_torch import EagerCell, compile_cell, memory
 from dpcdsl_torch import module as fused
 
 Change = Callable[[Any], None]
@@ -46,7 +46,7 @@ def enliven(module: nn.Module) -> None:
                 nn.init.normal_(weight, std=weight[0].numel() ** -0.5)
 
 
-def pair(cell: Cell, in_channels: int = 6, **options: Any) -> tuple[EagerCell, CompiledCell]:
+def pair(cell: Cell, in_channels: int = 6, **options: Any) -> tuple[Any, Any]:
     """The eager and the fused module with the same weights, in evaluation mode."""
     own = {name: options.pop(name) for name in ("backend", "without") if name in options}
     options = {"dropout": 0.0, "batch_norm_momentum": 0.3, "projection": 4} | options
@@ -77,7 +77,7 @@ def all_near(ours: Any, theirs: Any, tolerance: float = 1e-4) -> None:
 def folds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Grows by one whenever weights are folded."""
     seen: list[str] = []
-    prepare = fused.prepare
+    prepare = fused.prepare  # type: ignore[attr-defined]
 
     def counted(*rest: Any) -> dict[str, Tensor]:
         seen.append("fold")
@@ -134,10 +134,9 @@ def _train(module: Any) -> None:
 def _learn(module: Any) -> None:
     module.train()
     optimizer = torch.optim.SGD(module.parameters(), lr=0.01)
-    for _ in range(2):
-        optimizer.zero_grad()
-        module(torch.arange(2 * 6 * 9 * 7.0).sin().reshape(2, 6, 9, 7)).square().sum().backward()
-        optimizer.step()
+    with torch.enable_grad():
+        module(torch.arange(2 * 6 * 9 * 7.0).sin().reshape(2, 6, 9, 7)).square().mean().backward()
+    optimizer.step()
     module.eval()
 
 
@@ -388,9 +387,8 @@ def test_only_some_weights_learn(mixed: Cell) -> None:
 
 
 @pytest.mark.parametrize("size", [(9, 7), (70, 70)])
-@pytest.mark.parametrize("text_inputs", [(0, 0), (0, 1)])
-def test_a_result_may_be_written_to(size: tuple[int, int], text_inputs: tuple[int, int]) -> None:
-    cell = Cell.of(*((i, Operator.of("conv1x1")) for i in text_inputs), filters=16)
+def test_a_result_may_be_written_to(size: tuple[int, int]) -> None:
+    cell = Cell.of((0, Operator.of("conv1x1")), (0, OPERATORS[0]), filters=16)
     eager, compiled = pair(cell, projection=None)
     x = features(2, 6, *size)
     gradients = []
@@ -407,6 +405,15 @@ def test_a_result_may_be_written_to(size: tuple[int, int], text_inputs: tuple[in
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-3, atol=1e-1)
 
 
+def test_a_result_that_other_branches_read_may_not_be_written_to() -> None:
+    # Unlike the eager cell's: it is what those branches' gradients are computed from. At least it is told.
+    _, compiled = pair(tiny(4), projection=None)
+    y = compiled.train()(features())
+    y += 1
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
 def test_a_gradient_is_not_written_to(mixed: Cell) -> None:
     _, compiled = pair(mixed, projection=None)
     x = features().requires_grad_()
@@ -420,17 +427,20 @@ def test_a_gradient_is_not_written_to(mixed: Cell) -> None:
 
 
 def test_statistics_may_move_between_forward_and_backward(mixed: Cell) -> None:
-    eager, compiled = pair(mixed)
+    _, compiled = pair(mixed)
+    x = features().requires_grad_()
+    compiled.train()
+    compiled.branches[0].depthwise.bn.eval()
+    state = copy.deepcopy(compiled.state_dict())
     found = []
-    for module in (eager.train(), compiled.train()):
-        module.branches[0].depthwise.bn.eval()
-        x = torch.ones(2, 6, 9, 7).cumsum(3).cos().requires_grad_()
-        y = module(x) + module(x * 2)
+    for moved in (0, 5):
+        compiled.load_state_dict(state)
+        y = compiled(x)
         with torch.no_grad():
-            for buffer in module.buffers():
-                buffer.add_(5)
-        found.append(torch.autograd.grad(y.sum(), [x, *module.parameters()]))
-    torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-2)
+            for buffer in compiled.buffers():
+                buffer.add_(moved)
+        found.append(torch.autograd.grad(y.sum(), [x, *compiled.parameters()]))
+    assert all(map(torch.equal, *found))
 
 
 def test_checkpointing(mixed: Cell) -> None:
@@ -463,9 +473,9 @@ def test_autocast(mixed: Cell, mode: str, backend: str) -> None:
     assert ours.dtype == theirs.dtype == torch.bfloat16
 
     def error(found: Tensor, wanted: Tensor) -> float:
-        return float((found.double() - wanted).norm())
+        return float((found.detach().double() - wanted.detach()).norm())
 
-    assert error(ours, truth) <= max(2e-2 * float(truth.norm()), 1.5 * error(theirs, truth))
+    assert error(ours, truth) <= max(2e-2 * float(truth.detach().norm()), 1.5 * error(theirs, truth))
     for own, their, true in zip(our_gradients, their_gradients, true_gradients, strict=True):
         assert own.dtype == their.dtype == torch.float32
         assert error(own, true) <= 0.1 * float(true.norm()) + 2 * error(their, true)
@@ -559,13 +569,11 @@ def test_gradients_with_a_graph_where_weights_are_used_twice(training: bool) -> 
 
 
 def test_many_gradients_at_once() -> None:
+    jacobian: Any = torch.autograd.functional.jacobian
     eager, compiled = pair(tiny(3), 4)
     x = features(1, 4, 3, 4).double()
     for training in (True, False):
-        jacobians = [
-            torch.autograd.functional.jacobian(module.double().train(training), x, vectorize=True)
-            for module in (compiled, eager)
-        ]
+        jacobians = [jacobian(module.double().train(training), x, vectorize=True) for module in (compiled, eager)]
         near(jacobians[0], jacobians[1], 1e-8)
 
 
@@ -586,7 +594,8 @@ def test_functional_call_and_grad(training: bool) -> None:
         buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
 
         def loss(weights: Any, module: nn.Module = module, buffers: dict[str, Tensor] = buffers) -> Tensor:
-            result: Tensor = functional_call(module, (weights, buffers), (x,)).square().sum()
+            own = {name: buffer.clone() for name, buffer in buffers.items()}
+            result: Tensor = functional_call(module, (weights, own), (x,)).square().sum()
             return result
 
         weights = {name: parameter.detach() for name, parameter in module.named_parameters()}
@@ -613,7 +622,7 @@ def test_vmap(mixed: Cell, wanted: bool) -> None:
     with torch.set_grad_enabled(wanted):
         near(vmap(compiled)(x), torch.stack([eager(one) for one in x]))
         others = [pair(mixed)[1] for _ in range(3)]
-        parameters, buffers = stack_module_state(others)  # type: ignore[arg-type]
+        parameters, buffers = stack_module_state(others)
         ensemble = vmap(lambda p, b, one: functional_call(compiled, (p, b), (one,)))(parameters, buffers, x)
         near(ensemble, torch.stack([other(one) for other, one in zip(others, x, strict=True)]))
 
@@ -633,6 +642,7 @@ def test_gradients_of_each_example(mixed: Cell) -> None:
     all_near(found[0].values(), found[1].values(), 1e-8)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:FutureWarning")  # torch's own derivatives
 @pytest.mark.parametrize("training", [True, False])
 def test_forward_mode(training: bool) -> None:
     eager, compiled = pair(tiny(3), 4, batch_norm_momentum=0.0)
@@ -640,7 +650,8 @@ def test_forward_mode(training: bool) -> None:
     duals = []
     for module in (compiled.double().train(training), eager.double().train(training)):
         with forward_ad.dual_level():
-            duals.append(forward_ad.unpack_dual(module(forward_ad.make_dual(x, direction))).tangent)
+            dual = forward_ad.make_dual(x, direction)  # type: ignore[no-untyped-call]
+            duals.append(forward_ad.unpack_dual(module(dual)).tangent)  # type: ignore[no-untyped-call]
     near(duals[0], duals[1], 1e-8)
     if not training:
         near(jvp(compiled, (x,), (direction,))[1], duals[1], 1e-8)
@@ -685,7 +696,7 @@ def test_many_threads_run_one_module(mixed: Cell, backend: str) -> None:
     _, compiled = pair(Cell(branches=mixed.branches, filters=40), 40, backend=backend)
     maps = [features(1, 40, 20 + i % 3 * 40, 33 + i) for i in range(24)]
 
-    def evaluate(x: Tensor) -> Tensor:
+    def evaluate(x: Tensor) -> Any:
         with torch.no_grad():
             return compiled(x)
 
@@ -721,7 +732,8 @@ def test_threads_never_see_old_weights_or_another_type(mixed: Cell) -> None:
         for _ in range(40):
             with torch.no_grad():
                 compiled.projection.bn.bias.add_(1)
-            gate, found = threading.Barrier(4), [None] * 4
+            gate = threading.Barrier(4)
+            found: list[Tensor | None] = [None] * 4
             workers = [threading.Thread(target=run, args=(i == 0, gate, found, i)) for i in range(4)]
             for worker in workers:
                 worker.start()
@@ -748,7 +760,7 @@ COMPILERS = ["aot_eager", "inductor"]
 def test_torch_compile_of_an_evaluation(backend: str) -> None:
     torch._dynamo.reset()
     eager, compiled = pair(tiny(8), 6)
-    optimised = torch.compile(compiled, backend=backend, fullgraph=True, dynamic=True)
+    optimised: Any = torch.compile(compiled, backend=backend, fullgraph=True, dynamic=True)
     with torch.no_grad():
         for x in (
             features(2, 6, 9, 7),
@@ -769,7 +781,7 @@ def test_torch_compile_of_training(backend: str, mode: str) -> None:
     eager, compiled = pair(tiny(8), 6)
     for module in (eager, compiled):
         module.train(mode == "train")
-    optimised = torch.compile(compiled, backend=backend, fullgraph=True, dynamic=True)
+    optimised: Any = torch.compile(compiled, backend=backend, fullgraph=True, dynamic=True)
     for shape in ((2, 6, 9, 7), (3, 6, 8, 10)):
         x = features(*shape)
         ours, theirs = (
@@ -789,22 +801,21 @@ def test_torch_compile_in_bfloat16_and_under_autocast() -> None:
     _, compiled = pair(tiny(8), 6)
     x = features()
 
-    def cast(x: Tensor) -> Tensor:
+    def cast(x: Tensor) -> Any:
         with torch.autocast("cpu", torch.bfloat16):
-            result: Tensor = compiled(x)
-        return result
+            return compiled(x)
 
     for training in (True, False):
         compiled.train(training)
         expected = cast(x)
         expected.sum().backward()
-        found = torch.compile(cast, backend="aot_eager", fullgraph=True)(x)
+        found: Any = torch.compile(cast, backend="aot_eager", fullgraph=True)(x)
         near(found, expected, 1e-2)
         found.sum().backward()
     rough = copy.deepcopy(compiled).bfloat16()
     for training in (True, False):
         rough.train(training)
-        optimised = torch.compile(rough, backend="aot_eager", fullgraph=True)
+        optimised: Any = torch.compile(rough, backend="aot_eager", fullgraph=True)
         found = optimised(x.bfloat16())
         near(found, rough(x.bfloat16()), 1e-2)
         found.sum().backward()
@@ -822,11 +833,12 @@ def test_export(mixed: Cell, projection: int | None) -> None:
             near(exported.module()(x), eager(x))
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace:FutureWarning", "ignore::torch.jit.TracerWarning")
 def test_a_trace(mixed: Cell) -> None:
     eager, compiled = pair(mixed)
     x = features()
     with torch.no_grad():
-        traced = torch.jit.trace(compiled, x, check_trace=False)
+        traced = torch.jit.trace(compiled, x, check_trace=False)  # type: ignore[no-untyped-call]
         near(traced(x + 1), eager(x + 1))
 
 
@@ -914,36 +926,29 @@ def test_two_processes_learn_as_one(tmp_path: Path) -> None:
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 rank = int(sys.argv[1])
-x = torch.randn(4, 16, 9, 7)
-module = compile_cell(cell, 16, projection=8, dropout=0.0, fine_tune_batch_norm=sys.argv[3] == "tune")
-module.train()
 dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
-halves = [x[:2], x[2:]]
-expected = [torch.zeros_like(p) for p in module.parameters()]
-for half in halves:
-    module(half).square().sum().backward()
-expected = [p.grad / 2 for p in module.parameters()]
-module.zero_grad()
-parallel = DistributedDataParallel(module)
-for _ in range(2):
-    module.zero_grad()
-    parallel(halves[rank]).square().sum().backward()
-    for p, wanted in zip(module.parameters(), expected):
-        assert (p.grad - wanted).norm() <= 1e-5 * wanted.norm() + 1e-6, (p.shape, (p.grad - wanted).norm())
-optimizer = torch.optim.SGD(module.parameters(), lr=0.01)
-optimizer.step()
-gathered = [torch.empty(0)] * 2
-flat = torch.cat([p.detach().flatten() for p in module.parameters()])
-gathered = [torch.empty_like(flat) for _ in range(2)]
-dist.all_gather(gathered, flat)
-assert torch.equal(*gathered)
+for tune in (True, False):
+    module = compile_cell(cell, 16, projection=8, dropout=0.0, fine_tune_batch_norm=tune).train()
+    halves = torch.randn(2, 2, 16, 9, 7)
+    for half in halves:
+        module(half).square().sum().backward()
+    expected = [p.grad / 2 for p in module.parameters()]
+    parallel = DistributedDataParallel(module)
+    for _ in range(2):
+        module.zero_grad()
+        parallel(halves[rank]).square().sum().backward()
+        for p, wanted in zip(module.parameters(), expected):
+            assert (p.grad - wanted).norm() <= 1e-5 * wanted.norm() + 1e-6, (p.shape, (p.grad - wanted).norm())
+    torch.optim.SGD(module.parameters(), lr=0.01).step()
+    flat = torch.cat([p.detach().flatten() for p in module.parameters()])
+    gathered = [torch.empty_like(flat) for _ in range(2)]
+    dist.all_gather(gathered, flat)
+    assert torch.equal(*gathered)
 dist.destroy_process_group()
 print("done")
 """
-    for tune in ("tune", "frozen"):
-        meeting = str(tmp_path / f"meet_{tune}")
-        both = [script(tmp_path / f"{tune}{rank}.py", CELL + text, str(rank), meeting, tune) for rank in range(2)]
-        assert [finished(process) for process in both] == ["done\n", "done\n"]
+    both = [script(tmp_path / f"{rank}.py", CELL + text, str(rank), str(tmp_path / "meeting")) for rank in range(2)]
+    assert [finished(process) for process in both] == ["done\n", "done\n"]
 
 
 # Memory
@@ -958,14 +963,14 @@ def empty_pool() -> Iterator[None]:
 
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="maps come from torch's allocator")
-SHAPE = (1, 64, 70, 70)
+SHAPE: tuple[int, int, int, int] = (1, 64, 70, 70)
 
 
 @linux
 @pytest.mark.usefixtures("empty_pool")
 def test_the_memory_of_a_dead_map_is_used_again() -> None:
     one = memory.empty(SHAPE, torch.float32)
-    assert one.shape == SHAPE
+    assert tuple(one.shape) == SHAPE
     assert one.is_contiguous(memory_format=torch.channels_last)
     address = one.data_ptr()
     view = one[:, 3:]
@@ -995,7 +1000,7 @@ def test_no_more_than_the_bound_is_kept(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_small_and_empty_maps() -> None:
     for shape in ((0, 64, 70, 70), (1, 1, 1, 1), (2, 3, 4, 5)):
-        assert memory.empty(shape, torch.float32).shape == shape
+        assert memory.empty(shape, torch.float32).shape == torch.Size(shape)
 
 
 @pytest.mark.parametrize("projection", [None, 64])

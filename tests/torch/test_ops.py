@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,10 +21,9 @@ from dpcdsl import DpcError
 from dpcdsl.layers import Convolution, DepthwiseConvolution, GridPool, Resize
 from dpcdsl_torch.decomposition import decomposed
 from dpcdsl_torch.depthwise import depthwise_conv2d
-from dpcdsl_torch.execution import kept_names
 from dpcdsl_torch.ops import statistics
 from dpcdsl_torch.plan import FUSIONS, Form, Task, form_of
-from dpcdsl_torch.weights import prepare, training_names
+from dpcdsl_torch.weights import prepare
 
 OPS = torch.ops.dpcdsl
 CPU = torch.device("cpu")
@@ -133,7 +133,7 @@ def weights_of(task: Task, dtype: torch.dtype = torch.float64) -> dict[str, Tens
             found[f"{name}.bias"] = torch.randn(channels, dtype=dtype)
             found[f"{name}.mean"] = torch.randn(channels, dtype=dtype) / 4
             found[f"{name}.variance"] = torch.rand(channels, dtype=dtype) + 0.5
-    assert tuple(found) == training_names(task)
+    assert tuple(found) == task.training_names
     return found
 
 
@@ -253,7 +253,7 @@ def test_fakes_are_like_the_real(
 
     task = replace(task, projection=None)
     task = replace(task, epsilon=task.epsilon[: len(task.convolutions)])
-    weights, batch = [named[name] for name in training_names(task)], batches(task, how)
+    weights, batch = [named[name] for name in task.training_names], batches(task, how)
     arguments = (x, weights, task.dumps(), batch)
     kept = OPS.cell_train(*arguments)
     assert_alike(faked(OPS.cell_train, arguments), kept)
@@ -348,7 +348,10 @@ def same(x: Tensor, weight: Tensor, rate: tuple[int, int]) -> Tensor:
     return F.conv2d(F.pad(x, (left, right, top, bottom)), weight, dilation=rate, groups=x.shape[1])
 
 
-KERNELS = [((3, 3), (2, 1)), ((1, 1), (5, 5)), ((2, 4), (1, 3)), ((5, 5), (1, 1)), ((3, 3), (30, 2)), ((2, 2), (40, 30))]
+KERNELS = [
+    *(((3, 3), (2, 1)), ((1, 1), (5, 5)), ((2, 4), (1, 3)), ((5, 5), (1, 1)), ((3, 3), (30, 2))),
+    ((2, 2), (40, 30)),  # every tap is outside the map
+]
 
 
 @pytest.mark.parametrize("layout", ["nchw", "nhwc", "sliced", "transposed", "expanded"])
@@ -404,6 +407,45 @@ def test_each_gradient_alone() -> None:
         depthwise_conv2d(*inputs).sum().backward()
         assert inputs[i].grad is not None
         assert inputs[1 - i].grad is None
+
+
+@pytest.mark.parametrize("rate", [(1, 1), (3, 2)])
+def test_padding_is_what_torch_calls_same(rate: tuple[int, int]) -> None:
+    x, weight = torch.randn(1, 2, 7, 8), torch.randn(2, 1, 4, 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch pads a copy of its own, and says so
+        expected = F.conv2d(x, weight, padding="same", dilation=rate, groups=2)
+    torch.testing.assert_close(depthwise_conv2d(x, weight, rate), expected)
+
+
+def test_autocast_is_as_for_a_convolution() -> None:
+    x, weight = torch.randn(1, 3, 5, 5), torch.randn(3, 1, 3, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        for map in (x, x.bfloat16()):
+            assert depthwise_conv2d(map, weight).dtype is F.conv2d(map, weight, groups=3).dtype is torch.bfloat16
+        assert depthwise_conv2d(x.double(), weight.double()).dtype is torch.float64
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["nchw", "nhwc"])
+def test_depthwise_is_exported_and_compiled_with_dynamic_sizes(last: bool) -> None:
+    class Module(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.randn(4, 1, 3, 2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return depthwise_conv2d(x, self.weight, (2, 3))
+
+    module, x, other = Module(), torch.randn(2, 4, 6, 6), torch.randn(3, 4, 9, 6)
+    if last:
+        x, other = (t.contiguous(memory_format=torch.channels_last) for t in (x, other))
+    sizes = {"x": {0: torch.export.Dim("n", min=1, max=64), 2: torch.export.Dim("h", min=2, max=64)}}
+    program = torch.export.export(module, (x,), dynamic_shapes=sizes)
+    assert [node.target for node in program.graph.nodes if node.op == "call_function"] == [OPS.depthwise.default]
+    assert torch.equal(program.module()(other), module(other))
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True, dynamic=True)
+    found, expected = (torch.autograd.grad(f(other).sum(), module.weight)[0] for f in (compiled, module))
+    assert torch.equal(found, expected)
 
 
 def test_no_images_at_all() -> None:
@@ -555,7 +597,7 @@ def test_training_refuses(dtype: torch.dtype) -> None:
     refused(OPS.cell_train, x, named, whole.dumps(), batches(whole, "batch"))
     for gradient in (g[:, :-1], g[:1], g.half(), g[0]):
         refused(OPS.cell_train_backward, gradient, x, weights, kept, text, batch, True)
-    assert len(kept) == len(kept_names(task))
+    assert len(kept) == len(task.kept_names)
     for i in range(len(kept)):
         for changed in (kept[i][:-1], kept[i].half(), kept[i][None]):
             refused(OPS.cell_train_backward, g, x, weights, [*kept[:i], changed, *kept[i + 1 :]], text, batch, True)
