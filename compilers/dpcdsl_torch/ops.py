@@ -32,7 +32,7 @@ from dpcdsl_torch.execution import (
 from dpcdsl_torch.plan import Form, Task, check_fusions
 from dpcdsl_torch.weights import prepare
 
-__all__ = ["check_arguments", "library", "statistics"]
+__all__ = ["check_arguments", "library"]
 
 #: Holds the registrations; torch drops them with it.
 library: Any = torch.library.Library("dpcdsl", "DEF")  # type: ignore[no-untyped-call]
