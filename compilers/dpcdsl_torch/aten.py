@@ -233,7 +233,7 @@ class AtenPrimitives:
         statistics: tuple[Tensor, Tensor] | None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         g = _passed(_sum(gradients), _normalised(p, norm.affine, False), norm.affine.relu)
-        g = _by_channel(norm.a) * g + _by_channel(norm.b) * _widened(p) + _by_channel(norm.c)
+        g = _by_channel(norm.a) * g + _by_channel(norm.b) * (_widened(p) - _by_channel(norm.mean)) + _by_channel(norm.c)
         value = _activated(x, before)
         gradient, dw, _ = torch.ops.aten.convolution_backward(
             *(g.to(x.dtype), value, weight.to(x.dtype)[:, :, None, None], None),
@@ -245,8 +245,9 @@ class AtenPrimitives:
         _written(_passed(gradient, value, before is not None and before.relu), dx, add)
         return dw, None if statistics is None else self._sums(_widened(dx), x, *statistics)
 
-    def affine_backward(self, g: Tensor, x: Tensor, a: Tensor, b: Tensor, c: Tensor) -> None:
-        g.copy_(_by_channel(a) * _widened(g) + _by_channel(b) * _widened(x) + _by_channel(c))
+    def affine_backward(self, g: Tensor, x: Tensor, a: Tensor, b: Tensor, mean: Tensor, c: Tensor) -> None:
+        away = _widened(x) - _by_channel(mean)
+        g.copy_(_by_channel(a) * _widened(g) + _by_channel(b) * away + _by_channel(c))
 
     def depthwise_backward(
         self, g: Tensor, x: Tensor | None, weight: Tensor | None, taps: Taps, dx: Tensor | None, add: bool

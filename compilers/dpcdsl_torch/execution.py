@@ -304,16 +304,18 @@ class _Norm(NamedTuple):
         scale = weight * inverse
         return cls(mean, inverse, Affine(scale, torch.addcmul(bias, mean, scale, value=-1), relu))
 
-    def gradient(self, sums: tuple[Tensor, Tensor] | None, count: int, dtype: torch.dtype) -> NormGradient:
-        """``sums`` over a batch of ``count`` positions; None for statistics that do not depend on it."""
-        scale = self.affine.scale
+    def gradient(self, sums: tuple[Tensor, Tensor] | None, count: int) -> NormGradient:
+        """``sums`` of g and g x_hat over a batch of ``count`` positions; None for statistics not of the batch."""
         if sums is None or count == 0:
-            zero = torch.zeros_like(scale)
-            return NormGradient(self.affine, scale, zero, zero)
-        plain, with_x = (total / count for total in sums)
-        b = -scale * self.inverse * with_x
-        c = -scale * plain - b * self.mean
-        return NormGradient(self.affine, scale, b.to(dtype), c.to(dtype))
+            return _without_statistics(self.affine)
+        plain, by_value = sums
+        share = self.affine.scale * (-1 / count)
+        return NormGradient(self.affine, self.affine.scale, share * self.inverse * by_value, self.mean, share * plain)
+
+
+def _without_statistics(affine: Affine) -> NormGradient:
+    zero = torch.zeros_like(affine.scale)
+    return NormGradient(affine, affine.scale, zero, zero, zero)
 
 
 def kept_shapes(task: Task, shape: Sequence[int], dtype: torch.dtype) -> Iterator[tuple[tuple[int, ...], torch.dtype]]:
@@ -504,9 +506,7 @@ class _Backward(_Training):
         key = f"{step.number}.product"
         norm = self.factors.pop(step.number, None)
         if norm is None:
-            affine = self.affine(key, False, form.relu, form.filters)
-            zero = torch.zeros_like(affine.shift)
-            norm = NormGradient(affine, affine.scale, zero, zero)
+            norm = _without_statistics(self.affine(key, False, form.relu, form.filters))
         p = self.maps[f"P{step.number}"]
         own, add = None, False
         target: Tensor | None
@@ -535,14 +535,15 @@ class _Backward(_Training):
             self.factors[step.number] = self._normed(f"{step.number}.depthwise", own, sums, source)
 
     def _normed(self, key: str, norm: _Norm, sums: tuple[Tensor, Tensor], x: Tensor) -> NormGradient:
-        self.found[f"{key}.bias"], self.found[f"{key}.weight"] = (total.to(self.vectors) for total in sums)
+        bias, weight = (total.to(self.vectors) for total in sums)
+        self.found[f"{key}.bias"], self.found[f"{key}.weight"] = bias, weight
         count = x.shape[0] * x.shape[2] * x.shape[3]
-        return norm.gradient(sums if key in self.batch else None, count, self.vectors)
+        return norm.gradient((bias, weight) if key in self.batch else None, count)
 
     def _normalise(self, step: Pass, form: Form) -> None:
         factors = self.factors.pop(step.number)
         d = self.maps[f"D{step.number}"]
-        self.primitives.affine_backward(self.gradients[step.target], d, factors.a, factors.b, factors.c)
+        self.primitives.affine_backward(self.gradients[step.target], d, factors.a, factors.b, factors.mean, factors.c)
 
     def _depthwise(self, step: Pass, form: Form) -> None:
         whole = self.weights[f"{step.number}.depthwise"]

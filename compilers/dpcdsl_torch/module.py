@@ -223,7 +223,7 @@ class _Fused:
         task = replace(task, epsilon=tuple(epsilon if norm else 0.0 for _, norm in task.convolutions))
         self.task = task
         self._paths = paths
-        self._text = (task, task.dumps())
+        self._text = _with_text(task)
         self._folded: _Folded | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -254,7 +254,7 @@ class _Fused:
         epsilon = tuple(0.0 if module.bn is None else module.bn.eps for module in modules)
         if known[0].epsilon != epsilon:
             task = replace(known[0], epsilon=epsilon)
-            self._text = known = (task, task.dumps())
+            self._text = known = _with_text(task)
         return known
 
     def run(self, cell: nn.Module, x: Tensor) -> Tensor:
@@ -355,6 +355,13 @@ class _Fused:
                     f"the map is {x.dtype} and the cell's weights are {weight.dtype}",
                     hint="convert one of them with `.to(dtype)`, or use `torch.autocast`",
                 )
+
+
+def _with_text(task: Task) -> tuple[Task, str]:
+    # What a task works out once is worked out here: a compiler that traces a call cannot enter cached_property's lock.
+    _ = task.convolutions, task.epsilons, task.training_names, task.evaluation_names, task.kept_names
+    _ = task.channels(1)
+    return task, task.dumps()
 
 
 def _uses_batch(bn: BatchNorm | None) -> bool:

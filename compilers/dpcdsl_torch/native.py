@@ -62,7 +62,7 @@ class _Affine(ctypes.Structure):
 
 
 class _NormGradient(ctypes.Structure):
-    _fields_ = (("affine", _Affine), ("a", c_void_p), ("b", c_void_p), ("c", c_void_p))
+    _fields_ = (("affine", _Affine), *((name, c_void_p) for name in ("a", "b", "mean", "c")))
     kept: Any
 
 
@@ -115,7 +115,7 @@ _ARGUMENTS = {
         *(c_void_p, c_void_p, c_void_p, c_void_p),
     ),
     "dpc_affine": (_MapP, _AffineP, _MapP),
-    "dpc_affine_backward": (_MapP, _MapP, c_void_p, c_void_p, c_void_p),
+    "dpc_affine_backward": (_MapP, _MapP, c_void_p, c_void_p, c_void_p, c_void_p),
     "dpc_gradient_sums": (_MapP, _MapP, _MapP, _AffineP, c_void_p, c_void_p, c_void_p, c_void_p),
     "dpc_pool": (_MapP, _MapP),
     "dpc_pool_backward": (_MapP, _MapP, c_int),
@@ -213,9 +213,9 @@ def _affine(affine: Affine | None) -> _Affine:
 
 
 def _norm_gradient(norm: NormGradient) -> _NormGradient:
-    affine, a, b, c = _affine(norm.affine), _vector(norm.a), _vector(norm.b), _vector(norm.c)
-    structure = _NormGradient(affine, a.data_ptr(), b.data_ptr(), c.data_ptr())
-    structure.kept = affine, a, b, c
+    affine, factors = _affine(norm.affine), tuple(map(_vector, norm[1:]))
+    structure = _NormGradient(affine, *(factor.data_ptr() for factor in factors))
+    structure.kept = affine, factors
     return structure
 
 
@@ -394,12 +394,12 @@ class NativePrimitives:
         )
         return dw, sums
 
-    def affine_backward(self, g: Tensor, x: Tensor, a: Tensor, b: Tensor, c: Tensor) -> None:
+    def affine_backward(self, g: Tensor, x: Tensor, a: Tensor, b: Tensor, mean: Tensor, c: Tensor) -> None:
         if x.shape[0]:
-            a, b, c = _vector(a), _vector(b), _vector(c)
+            factors = [_vector(factor) for factor in (a, b, mean, c)]
             self._library.dpc_affine_backward(
                 _output(g, x.shape, x.dtype, matrix=True),
-                *(self._matrix(x), a.data_ptr(), b.data_ptr(), c.data_ptr(), torch.get_num_threads()),
+                *(self._matrix(x), *(factor.data_ptr() for factor in factors), torch.get_num_threads()),
             )
 
     def depthwise_backward(

@@ -43,11 +43,15 @@ class Affine(NamedTuple):
 
 
 class NormGradient(NamedTuple):
-    """A normalisation backwards: its input x has the gradient ``a * g + b * x + c``, g after the ReLU of ``affine``."""
+    """A normalisation backwards: its input x has the gradient ``a * g + b * (x - mean) + c``.
+
+    g is what has passed the ReLU of ``affine``. Centred, so that nothing cancels where the mean is far from 0.
+    """
 
     affine: Affine
     a: Tensor
     b: Tensor
+    mean: Tensor
     c: Tensor
 
 
@@ -143,8 +147,8 @@ class Primitives(Protocol):
         ``statistics`` (mean, inverse) of x, the two sums of :meth:`gradient_sums` for what was written to dx.
         """
 
-    def affine_backward(self, g: Tensor, x: Tensor, a: Tensor, b: Tensor, c: Tensor) -> None:
-        """g becomes a g + b x + c, in place."""
+    def affine_backward(self, g: Tensor, x: Tensor, a: Tensor, b: Tensor, mean: Tensor, c: Tensor) -> None:
+        """g becomes a g + b (x - mean) + c, in place."""
 
     def depthwise_backward(
         self, g: Tensor, x: Tensor | None, weight: Tensor | None, taps: Taps, dx: Tensor | None, add: bool

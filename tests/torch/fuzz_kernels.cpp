@@ -637,7 +637,8 @@ void fuzz_pointwise_backward() {
   if (add) fill(dx);
   const Norm after = norm(s.filters), before = maybe_norm(s.c);
   const Array<float> a = vector(s.filters), b = vector(s.filters), c = vector(s.filters);
-  const NormGradient gradient{after.affine, a.data(), b.data(), c.data()};
+  const Array<float> middle = vector(s.filters);
+  const NormGradient gradient{after.affine, a.data(), b.data(), middle.data(), c.data()};
   const int64_t row = padded(s.c);
   Array<float> weight(s.filters * row), dw(s.filters * s.c);
   for (int64_t f = 0; f < s.filters; f++)
@@ -653,8 +654,10 @@ void fuzz_pointwise_backward() {
       const size_t at = size_t(i * s.filters + f);
       const double value = p.values[at];
       const double g = normed(after.affine, value, f) <= after.affine.floor ? 0 : incoming.at(at);
-      dp[f] = double(a[f]) * g + double(b[f]) * value + double(c[f]);
-      dp_size[f] = std::fabs(double(a[f]) * g) + std::fabs(double(b[f]) * value) + std::fabs(double(c[f]));
+      const double away = value - double(middle[f]);
+      dp[f] = double(a[f]) * g + double(b[f]) * away + double(c[f]);
+      dp_size[f] = std::fabs(double(a[f]) * g) + std::fabs(double(b[f])) * (std::fabs(value) + std::fabs(double(middle[f]))) +
+                   std::fabs(double(c[f]));
     }
     for (int64_t k = 0; k < s.c; k++) {
       const int64_t at = i * s.c + k;
@@ -711,14 +714,14 @@ void fuzz_affine_backward() {
   const Sizes s = sizes("affine_backward", false);
   Tensor g = filled(s.n, s.h, s.w, s.c, s.type, Strides::matrix);
   Tensor x = filled(s.n, s.h, s.w, s.c, s.type, Strides::matrix);
-  const Array<float> a = vector(s.c), b = vector(s.c), c = vector(s.c);
+  const Array<float> a = vector(s.c), b = vector(s.c), middle = vector(s.c), c = vector(s.c);
   Expected expected(int64_t(x.values.size()));
   for (int64_t i = 0; i < int64_t(x.values.size()); i++) {
     expected.add(i, double(a[i % s.c]) * g.values[i]);
-    expected.add(i, double(b[i % s.c]) * x.values[i]);
+    expected.add(i, double(b[i % s.c]) * (x.values[i] - double(middle[i % s.c])));
     expected.add(i, c[i % s.c]);
   }
-  succeeded(dpc_affine_backward(&g.map, &x.map, a.data(), b.data(), c.data(), s.threads));
+  succeeded(dpc_affine_backward(&g.map, &x.map, a.data(), b.data(), middle.data(), c.data(), s.threads));
   check("g", g, expected);
   unchanged("x", x);
 }
@@ -886,7 +889,7 @@ int main(int count, char** arguments) {
 #endif
       kKernels[k].second();
     }
-  std::printf("%d lanes, pairs %d: %llu rounds of %zu kernels\n", dpc_lanes(), dpc_has_pairs(),
+  std::printf("%d lanes, pairs %d: %llu rounds of %zu kernels\n", dpc::kLanes, dpc_has_pairs(),
               static_cast<unsigned long long>(round), kKernels.size());
   return 0;
 }

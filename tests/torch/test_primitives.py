@@ -232,7 +232,7 @@ def pointwise_backward(
 ) -> tuple[Any, tuple[Tensor, ...]]:
     case = draws.case
     gradients, p, x = cast(draws.gradients(case.filters)), cast(draws.map(case.filters)), cast(draws.map(case.c))
-    norm = cast(NormGradient(draws.affine(case.filters), *(draws.numbers(case.filters) / 4 for _ in range(3))))
+    norm = cast(NormGradient(draws.affine(case.filters), *(draws.numbers(case.filters) / 4 for _ in range(4))))
     before = cast(draws.affine(case.c)) if case.affine else None
     weight, dx = cast(draws.weight(case.filters, case.c)), cast(draws.map(case.c))
     # The sums are those of dx as a whole only where nothing is added to.
@@ -246,7 +246,7 @@ def pointwise_backward(
 def affine_backward(primitives: Primitives, draws: Draws, cast: Callable[[Any], Any]) -> tuple[Any, tuple[Tensor, ...]]:
     c = draws.case.c
     g, x = cast(draws.map(c)), cast(draws.map(c))
-    primitives.affine_backward(g, x, *(cast(draws.numbers(c)) for _ in range(3)))
+    primitives.affine_backward(g, x, *(cast(draws.numbers(c)) for _ in range(4)))
     return (), (g,)
 
 
@@ -387,7 +387,7 @@ def test_no_gradient_at_zero(kernels: NativePrimitives) -> None:
         plain, _ = primitives.gradient_sums((torch.ones_like(x),), x, affine, zero, one)
         assert plain.item() == 1
         dx = torch.empty_like(x)
-        norm = NormGradient(affine._replace(relu=False), one, zero, zero)
+        norm = NormGradient(affine._replace(relu=False), one, zero, zero, zero)
         primitives.pointwise_backward((torch.ones_like(x),), x, norm, x, affine, one[None], dx, False, None)
         assert dx.flatten().tolist() == [0, 0, 1]
 
@@ -574,7 +574,7 @@ def test_weights_that_are_not_fp32(kernels: NativePrimitives) -> None:
     kernels.pointwise(x, None, weight, out, False)
     torch.testing.assert_close(out, F.conv2d(x, weight.float()[:, :, None, None]))
     dx, ones, zeros = torch.empty_like(x), torch.ones(6), torch.zeros(6)
-    norm = NormGradient(Affine(ones, zeros, False), ones, zeros, zeros)
+    norm = NormGradient(Affine(ones, zeros, False), ones, zeros, zeros, zeros)
     kernels.pointwise_backward((out,), out, norm, x, None, weight, dx, False, None)
     torch.testing.assert_close(dx, F.conv2d(out, weight.float().t()[:, :, None, None]))
 
@@ -621,11 +621,10 @@ def statistics_of(moments: Moments | None) -> tuple[Tensor, Tensor]:
 
 def norm_gradient(
     scale: Tensor, statistics: tuple[Tensor, Tensor], sums: tuple[Tensor, Tensor], count: int
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The factors of a batch normalisation's gradient, from its sums."""
     (mean, inverse), (plain, by_value) = statistics, sums
-    b = -scale * inverse * by_value / count
-    return scale, b, -scale * plain / count - b * mean
+    return scale, -scale * inverse * by_value / count, mean, -scale * plain / count
 
 
 def separable(

@@ -5,10 +5,6 @@
 #include "pooling.h"
 #include "training.h"
 
-#ifndef DPC_KEY
-#define DPC_KEY ""
-#endif
-
 using namespace dpc;
 
 namespace {
@@ -39,9 +35,7 @@ int typed(const Map& map, Body body) {
 #pragma GCC visibility push(default)
 extern "C" {
 
-const char* dpc_key() { return DPC_KEY; }
 int dpc_has_pairs() { return kHasPairs; }
-int dpc_lanes() { return kLanes; }
 
 // pairs: the weights are bf16 pairs, and the products are computed so.
 int dpc_evaluate(const Map* x, int64_t branches, const Branch* branch, const Projection* projection, int pairs,
@@ -88,8 +82,9 @@ int dpc_affine(const Map* x, const Affine* affine, const Map* y, int threads) {
   return typed(*x, [&](auto element) { affine_forward<decltype(element)>(*x, *affine, *y, threads); });
 }
 
-int dpc_affine_backward(const Map* g, const Map* x, const float* a, const float* b, const float* c, int threads) {
-  return typed(*g, [&](auto element) { affine_backward<decltype(element)>(*g, *x, a, b, c, threads); });
+int dpc_affine_backward(const Map* g, const Map* x, const float* a, const float* b, const float* mean, const float* c,
+                        int threads) {
+  return typed(*g, [&](auto element) { affine_backward<decltype(element)>(*g, *x, a, b, mean, c, threads); });
 }
 
 int dpc_gradient_sums(const Map* one, const Map* two, const Map* x, const Affine* affine, const float* mean,

@@ -1,5 +1,8 @@
 // Dilated depthwise convolution over valid taps only, vectorised over channels.
 #pragma once
+#include <algorithm>
+#include <type_traits>
+
 #include "parallel.h"
 #include "taps.h"
 #include "vector.h"
@@ -40,37 +43,90 @@ struct Depthwise {
   float floor;
 };
 
+// Weights of the taps of one run, a vector of channels at a time: [channels / kLanes, taps, kLanes]. One pointer and
+// fixed distances reach them all, which leaves the registers to the map's rows.
+inline void gather(const float* const* from, int64_t taps, int64_t channels, float* to) {
+  each_vector(channels, [&](int64_t c, auto lanes) {
+    for (int64_t t = 0; t < taps; t++) store(lanes.load(from[t] + c), to + c * taps + t * kLanes);
+  });
+}
+
+constexpr int64_t kFewTaps = 9;  // as many as there are registers for their rows
+
+inline int64_t gathered(int64_t taps, int64_t channels) { return taps * (channels + kLanes); }
+
+// `to` (+)= the taps at `length` positions. Two positions share the loads of the weights.
 template <int Count, class T, class S>
-void convolve_run(const T* const* from, const float* const* weight, const float* bias, float floor, int64_t count,
-                  int64_t length, int64_t step, int64_t channels, S* to, int64_t to_step) {
+void convolve_run(const T* const* from, const float* weight, const float* bias, float floor, int64_t length,
+                  int64_t step, int64_t channels, S* to, int64_t to_step) {
   const Vector lowest = splat(floor);
-  const int64_t taps = Count < 0 ? count : Count;
   int64_t i = 0;
-  for (; i + 2 <= length; i += 2)  // two positions share the loads of the weights
+  for (; i + 2 <= length; i += 2) {
+    const T* at[Count + 1];
+    for (int t = 0; t < Count; t++) at[t] = from[t] + i * step;
+    S* first = to + i * to_step;
     each_vector(channels, [&](int64_t c, auto lanes) {
       Vector one = bias ? lanes.load(bias + c) : Vector{}, two = one;
+      const float* w = weight + c * Count;
 #pragma GCC unroll 9
-      for (int64_t t = 0; t < taps; t++) {
-        Vector w = lanes.load(weight[t] + c);
-        one += w * lanes.load(from[t] + i * step + c);
-        two += w * lanes.load(from[t] + (i + 1) * step + c);
+      for (int t = 0; t < Count; t++) {
+        Vector factor = load(w + t * kLanes);
+        one += factor * lanes.load(at[t] + c);
+        two += factor * lanes.load(at[t] + step + c);
       }
-      lanes.store(clamp(one, lowest), to + i * to_step + c);
-      lanes.store(clamp(two, lowest), to + (i + 1) * to_step + c);
+      lanes.store(clamp(one, lowest), first + c);
+      lanes.store(clamp(two, lowest), first + to_step + c);
     });
-  if (i < length)
+  }
+  if (i < length) {
+    const T* at[Count + 1];
+    for (int t = 0; t < Count; t++) at[t] = from[t] + i * step;
     each_vector(channels, [&](int64_t c, auto lanes) {
       Vector sum = bias ? lanes.load(bias + c) : Vector{};
+      const float* w = weight + c * Count;
 #pragma GCC unroll 9
-      for (int64_t t = 0; t < taps; t++) sum += lanes.load(weight[t] + c) * lanes.load(from[t] + i * step + c);
+      for (int t = 0; t < Count; t++) sum += load(w + t * kLanes) * lanes.load(at[t] + c);
+      lanes.store(clamp(sum, lowest), to + i * to_step + c);
+    });
+  }
+}
+
+// The same for any number of taps, a position at a time.
+template <class T, class S>
+void convolve_many(const T* const* from, const float* weight, const float* bias, float floor, int64_t taps,
+                   int64_t length, int64_t step, int64_t channels, S* to, int64_t to_step) {
+  const Vector lowest = splat(floor);
+  for (int64_t i = 0; i < length; i++)
+    each_vector(channels, [&](int64_t c, auto lanes) {
+      Vector sum = bias ? lanes.load(bias + c) : Vector{};
+      for (int64_t t = 0; t < taps; t++)
+        sum += load(weight + c * taps + t * kLanes) * lanes.load(from[t] + i * step + c);
       lanes.store(clamp(sum, lowest), to + i * to_step + c);
     });
 }
 
-// Channels [c, c + channels) of the convolution at `count` positions from `first`, into rows of `to`.
+// body(std::integral_constant<int, n>) for the n of 0 to kFewTaps.
+template <class Body>
+void few_taps(int64_t n, Body body) {
+  switch (n) {
+    case 0: return body(std::integral_constant<int, 0>{});
+    case 1: return body(std::integral_constant<int, 1>{});
+    case 2: return body(std::integral_constant<int, 2>{});
+    case 3: return body(std::integral_constant<int, 3>{});
+    case 4: return body(std::integral_constant<int, 4>{});
+    case 5: return body(std::integral_constant<int, 5>{});
+    case 6: return body(std::integral_constant<int, 6>{});
+    case 7: return body(std::integral_constant<int, 7>{});
+    case 8: return body(std::integral_constant<int, 8>{});
+    default: return body(std::integral_constant<int, 9>{});
+  }
+}
+
+// Channels [c, c + channels) of the convolution at `count` positions from `first`, into rows of `to`. `room` holds
+// gathered(taps, channels) floats.
 template <class T, class S>
 void convolve(const Map& x, const Depthwise& conv, int64_t c, int64_t channels, int64_t first, int64_t count, S* to,
-              int64_t to_step) {
+              int64_t to_step, float* room) {
   const T* data = static_cast<const T*>(x.data) + c;
   const float* bias = conv.bias ? conv.bias + c : nullptr;
   each_run(x.h, x.w, conv.taps, first, count, [&](const Run& run) {
@@ -81,73 +137,90 @@ void convolve(const Map& x, const Depthwise& conv, int64_t c, int64_t channels, 
       from[i] = data + offset(x, run.n, run.y + conv.taps.dy[t], run.x + conv.taps.dx[t]);
       weight[i] = conv.weight + t * x.c + c;
     }
+    gather(weight, run.valid, channels, room);
     S* target = to + run.index * to_step;
-    auto go = [&](auto number) {
-      convolve_run<decltype(number)::value>(from, weight, bias, conv.floor, run.valid, run.length, x.stride_w, channels,
-                                            target, to_step);
-    };
-    switch (run.valid) {
-      case 1: return go(std::integral_constant<int, 1>{});
-      case 2: return go(std::integral_constant<int, 2>{});
-      case 3: return go(std::integral_constant<int, 3>{});
-      case 4: return go(std::integral_constant<int, 4>{});
-      case 6: return go(std::integral_constant<int, 6>{});
-      case 9: return go(std::integral_constant<int, 9>{});
-      default: return go(std::integral_constant<int, -1>{});
-    }
+    if (run.valid > kFewTaps)
+      convolve_many(from, room, bias, conv.floor, run.valid, run.length, x.stride_w, channels, target, to_step);
+    else
+      few_taps(run.valid, [&](auto number) {
+        convolve_run<decltype(number)::value>(from, room, bias, conv.floor, run.length, x.stride_w, channels, target,
+                                              to_step);
+      });
   });
 }
 
-// Both gradients in one pass: gx (+)= sum of w_t g at (y - dy, x - dx), and dw_t += x g at the same places. Several
-// positions share the loads and stores of weights and sums, which stay in L1.
-template <int Positions, class T>
-void gradients_at(const T* x, int64_t x_step, const T* const* from, int64_t g_step, const float* const* weight,
-                  float* const* dw, T* gx, int64_t gx_step, bool add, int64_t taps, int64_t i, int64_t channels) {
+// Both gradients of one run: gx (+)= sum of w_t g at (y - dy, x - dx), and dw_t += x g at the same places. `weight` and
+// `dw` are gathered. Several positions share the loads and stores of weights and sums.
+template <int Count, int Positions, class T>
+void gradients_at(const T* x, int64_t x_step, const T* const* from, int64_t g_step, const float* weight, float* dw,
+                  T* gx, int64_t gx_step, bool add, int64_t channels) {
+  const T* at[Count + 1];
+  for (int t = 0; t < Count; t++) at[t] = from[t];
   each_vector(channels, [&](int64_t c, auto lanes) {
     Vector here[Positions], gradient[Positions];
     for (int p = 0; p < Positions; p++) {
-      here[p] = dw ? lanes.load(x + (i + p) * x_step + c) : Vector{};
-      gradient[p] = add ? lanes.load(gx + (i + p) * gx_step + c) : Vector{};
+      here[p] = dw ? lanes.load(x + p * x_step + c) : Vector{};
+      gradient[p] = add ? lanes.load(gx + p * gx_step + c) : Vector{};
     }
-    for (int64_t t = 0; t < taps; t++) {
-      const T* g = from[t] + i * g_step + c;
-      Vector w = gx ? lanes.load(weight[t] + c) : Vector{}, sum = {};
+#pragma GCC unroll 9
+    for (int t = 0; t < Count; t++) {
+      Vector w = gx ? load(weight + c * Count + t * kLanes) : Vector{}, sum = {};
 #pragma GCC unroll 4
       for (int p = 0; p < Positions; p++) {
-        Vector value = lanes.load(g + p * g_step);
+        Vector value = lanes.load(at[t] + p * g_step + c);
         gradient[p] += w * value;
         sum += here[p] * value;
       }
-      if (dw) lanes.store(lanes.load(dw[t] + c) + sum, dw[t] + c);
+      float* total = dw + c * Count + t * kLanes;
+      if (dw) store(load(total) + sum, total);
     }
-    for (int p = 0; gx && p < Positions; p++) lanes.store(gradient[p], gx + (i + p) * gx_step + c);
+    for (int p = 0; gx && p < Positions; p++) lanes.store(gradient[p], gx + p * gx_step + c);
   });
 }
 
-// `dw` is one thread's [taps, c], added to; gx or dw may be null.
+// `dw` is one thread's [taps, c], added to; gx or dw may be null. `room` holds twice gathered(kFewTaps, c) floats.
 template <class T>
 void convolution_gradients(const Map& g, const Map& x, const Depthwise& conv, const Map* gx, bool add, float* dw,
-                           const int64_t* minus_dy, const int64_t* minus_dx, int64_t first, int64_t count) {
+                           const int64_t* minus_dy, const int64_t* minus_dx, int64_t first, int64_t count, float* room) {
   const T* gradient = static_cast<const T*>(g.data);
+  float* totals = dw ? room + gathered(kFewTaps, g.c) : nullptr;
   each_run(g.h, g.w, Taps{conv.taps.count, minus_dy, minus_dx}, first, count, [&](const Run& run) {
     const T* here = dw ? static_cast<const T*>(x.data) + offset(x, run.n, run.y, run.x) : nullptr;
     T* to = gx ? static_cast<T*>(gx->data) + offset(*gx, run.n, run.y, run.x) : nullptr;
-    const T* from[kMostTaps];
-    const float* weight[kMostTaps];
-    float* sums[kMostTaps];
-    for (int64_t i = 0; i < run.valid; i++) {
-      int64_t t = run.taps[i];
-      from[i] = gradient + offset(g, run.n, run.y + minus_dy[t], run.x + minus_dx[t]);
-      weight[i] = conv.weight ? conv.weight + t * g.c : nullptr;
-      sums[i] = dw ? dw + t * g.c : nullptr;
+    bool more = add && gx != nullptr;
+    // A few taps at a time; where there is none, the gradient of the input is still to be written.
+    for (int64_t begun = 0; begun < run.valid || begun == 0; begun += kFewTaps) {
+      const int64_t number = run.valid - begun < kFewTaps ? run.valid - begun : kFewTaps;
+      const T* from[kFewTaps];
+      const float* weight[kFewTaps];
+      for (int64_t i = 0; i < number; i++) {
+        int64_t t = run.taps[begun + i];
+        from[i] = gradient + offset(g, run.n, run.y + minus_dy[t], run.x + minus_dx[t]);
+        weight[i] = conv.weight ? conv.weight + t * g.c : nullptr;
+      }
+      if (gx) gather(weight, number, g.c, room);
+      if (dw) std::fill_n(totals, gathered(number, g.c), 0.0f);
+      few_taps(number, [&](auto taps) {
+        constexpr int n = decltype(taps)::value;
+        auto go = [&](auto positions, int64_t i) {
+          const T* shifted[n + 1];
+          for (int t = 0; t < n; t++) shifted[t] = from[t] + i * g.stride_w;
+          gradients_at<n, decltype(positions)::value>(dw ? here + i * x.stride_w : nullptr, x.stride_w, shifted,
+                                                      g.stride_w, room, totals, to ? to + i * gx->stride_w : nullptr,
+                                                      to ? gx->stride_w : 0, more, g.c);
+        };
+        int64_t i = 0;
+        for (; i + 4 <= run.length; i += 4) go(std::integral_constant<int, 4>{}, i);
+        for (; i < run.length; i++) go(std::integral_constant<int, 1>{}, i);
+      });
+      for (int64_t k = 0; dw && k < number; k++) {
+        float* sums = dw + run.taps[begun + k] * g.c;
+        each_vector(g.c, [&](int64_t c, auto lanes) {
+          lanes.store(lanes.load(sums + c) + load(totals + c * number + k * kLanes), sums + c);
+        });
+      }
+      more = gx != nullptr;
     }
-    auto go = [&](auto positions, int64_t i) {
-      gradients_at<decltype(positions)::value>(here, x.stride_w, from, g.stride_w, weight, dw ? sums : nullptr, to,
-                                               gx ? gx->stride_w : 0, add && gx != nullptr, run.valid, i, g.c);
-    };
-    int64_t i = 0;
-    for (; i + 4 <= run.length; i += 4) go(std::integral_constant<int, 4>{}, i);
-    for (; i < run.length; i++) go(std::integral_constant<int, 1>{}, i);
   });
 }
 

@@ -117,6 +117,9 @@ void evaluate(const Map& x, int64_t branches, const Branch* branch, const Projec
   const int64_t a_at = layout.floats(kBlock * (chunk + kLanes)), c_at = layout.floats(kBlock * widest);
   const int64_t kept_at = layout.floats(projection && kPair == 2 ? kBlock * widest : 0);
   const int64_t sum_at = layout.floats(projection ? kBlock * projection->row : 0);
+  int64_t most_taps = 0;
+  for (int64_t b = 0; b < branches; b++) most_taps = std::max(most_taps, branch[b].depthwise.taps.count);
+  const int64_t room_at = layout.floats(gathered(most_taps, chunk));
   char* memory = static_cast<char*>(scratch(layout.bytes() * std::max(threads, 1)));
   std::atomic<int64_t> next{0};
   in_threads(threads, [&](int thread, int) {
@@ -124,6 +127,7 @@ void evaluate(const Map& x, int64_t branches, const Branch* branch, const Projec
     S* a = reinterpret_cast<S*>(own + a_at);
     float* c = reinterpret_cast<float*>(own + c_at);
     float* sum = reinterpret_cast<float*>(own + sum_at);
+    float* room = reinterpret_cast<float*>(own + room_at);
     for (int64_t block; (block = next++) < blocks;) {  // a block's result does not depend on who computes it
       const int64_t first = block * kBlock, rows = std::min(kBlock, count - first);
       if (projection) begin_projection(*projection, x.h, x.w, first, rows, sum);
@@ -144,7 +148,7 @@ void evaluate(const Map& x, int64_t branches, const Branch* branch, const Projec
             if (plain)
               copy_rows<T>(x, k, depth, first, rows, a, row);
             else
-              convolve<T>(x, op.depthwise, k, depth, first, rows, a, row);
+              convolve<T>(x, op.depthwise, k, depth, first, rows, a, row, room);
           }
           const S* right = static_cast<const S*>(op.weight) + k * op.row;
           if constexpr (kPair == 1)

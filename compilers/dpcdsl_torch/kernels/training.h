@@ -4,7 +4,7 @@
 //   backward  sums over y's gradient | pointwise and ReLU back, sums on the way | normalisation back | depthwise back
 //
 // A normalisation is given as scale and shift (y = scale x + shift), its gradient as three factors a channel:
-// dx = a g + b x + c.
+// dx = a g + b (x - mean) + c, centred so that nothing cancels where the mean is far from 0.
 #pragma once
 #include <algorithm>
 #include <vector>
@@ -70,12 +70,16 @@ void depthwise_forward(const Map& x, const Depthwise& conv, const Map& y, double
                        int threads) {
   const int64_t count = positions(x), blocks = (count + kStatisticsBlock - 1) / kStatisticsBlock;
   std::vector<Moments> moments(mean ? std::max(threads, 1) : 0, Moments(x.c));
+  Layout layout;
+  layout.floats(gathered(conv.taps.count, x.c));
+  char* memory = static_cast<char*>(scratch(layout.bytes() * std::max(threads, 1)));
   in_threads(threads, [&](int thread, int all) {
+    float* room = reinterpret_cast<float*>(memory + thread * layout.bytes());
     Share mine = share(blocks, thread, all);
     for (int64_t b = mine.first; b < mine.last; b++) {
       Share range = block_range(b, kStatisticsBlock, count);
       T* to = row<T>(y, range.first);
-      convolve<T>(x, conv, 0, x.c, range.first, range.last - range.first, to, y.stride_w);
+      convolve<T>(x, conv, 0, x.c, range.first, range.last - range.first, to, y.stride_w, room);
       if (mean) moments[thread].add(to, y.stride_w, range.last - range.first);
     }
   });
@@ -167,17 +171,18 @@ void affine_forward(const Map& x, const Affine& affine, const Map& y, int thread
   });
 }
 
-// dx = a g + b x + c by channel, in place of g.
+// dx = a g + b (x - mean) + c by channel, in place of g.
 template <class T>
-void affine_backward(const Map& g, const Map& x, const float* a, const float* b, const float* c, int threads) {
+void affine_backward(const Map& g, const Map& x, const float* a, const float* b, const float* mean, const float* c,
+                     int threads) {
   in_threads(threads, [&](int thread, int all) {
     Share mine = share(positions(g), thread, all);
     for (int64_t i = mine.first; i < mine.last; i++) {
       T* gradient = row<T>(g, i);
       const T* value = row<T>(x, i);
       each_vector(g.c, [&](int64_t k, auto lanes) {
-        lanes.store(lanes.load(a + k) * lanes.load(gradient + k) + lanes.load(b + k) * lanes.load(value + k) +
-                        lanes.load(c + k),
+        Vector away = lanes.load(value + k) - lanes.load(mean + k);
+        lanes.store(lanes.load(a + k) * lanes.load(gradient + k) + lanes.load(b + k) * away + lanes.load(c + k),
                     gradient + k);
       });
     }
@@ -254,10 +259,10 @@ void gradient_sums(const Map& one, const Map* two, const Map& x, const Affine& a
   GradientSums::write(sums, plain, with);
 }
 
-// The normalisation after a product, backwards: dp = a g + b p + c, where g has passed the ReLU of `affine`.
+// The normalisation after a product, backwards: dp = a g + b (p - mean) + c, where g has passed the ReLU of `affine`.
 struct NormGradient {
   Affine affine;
-  const float *a, *b, *c;
+  const float *a, *b, *mean, *c;
 };
 
 // Back through ReLU, normalisation and product: dx (+)= gradient of the product's input x, through x's own ReLU and
@@ -294,7 +299,8 @@ void pointwise_backward(const Map& one, const Map* two, const Map& p, const Norm
           Vector v = lanes.load(at + c);
           Vector after = v * lanes.load(norm.affine.scale + c) + lanes.load(norm.affine.shift + c);
           Vector passing = passed(incoming.at(range.first + i, c, lanes), after, lowest);
-          lanes.store(lanes.load(norm.a + c) * passing + lanes.load(norm.b + c) * v + lanes.load(norm.c + c),
+          Vector away = v - lanes.load(norm.mean + c);
+          lanes.store(lanes.load(norm.a + c) * passing + lanes.load(norm.b + c) * away + lanes.load(norm.c + c),
                       g + i * columns + c);
         });
       }
@@ -352,22 +358,24 @@ void depthwise_backward(const Map& g, const Map& x, const Depthwise& conv, const
     dx_offsets[t] = -conv.taps.dx[t];
   }
   Layout layout;
-  layout.floats(dw ? size : 0);
+  const int64_t dw_at = layout.floats(dw ? size : 0), room_at = layout.floats(2 * gathered(kFewTaps, g.c));
   threads = std::max(threads, 1);
-  char* memory = static_cast<char*>(scratch(layout.bytes() * threads + 1));
+  char* memory = static_cast<char*>(scratch(layout.bytes() * threads));
   int started = 1;  // OpenMP may give fewer than it was asked for
   in_threads(threads, [&](int thread, int all) {
     if (thread == 0) started = all;
-    float* own = dw ? reinterpret_cast<float*>(memory + thread * layout.bytes()) : nullptr;
-    if (own) std::fill(own, own + size, 0.0f);
+    char* own = memory + thread * layout.bytes();
+    float* sums = dw ? reinterpret_cast<float*>(own + dw_at) : nullptr;
+    if (sums) std::fill(sums, sums + size, 0.0f);
     Share mine = share(count, thread, all);
-    // Sums over short ranges are added up, which keeps them exact to fp32 whatever the map's size.
-    convolution_gradients<T>(g, x, conv, dx, add, own, dy.data(), dx_offsets.data(), mine.first, mine.last - mine.first);
+    // A run's sums are added up, and then the runs': long sums lose digits.
+    convolution_gradients<T>(g, x, conv, dx, add, sums, dy.data(), dx_offsets.data(), mine.first,
+                             mine.last - mine.first, reinterpret_cast<float*>(own + room_at));
   });
   if (!dw) return;
   for (int64_t i = 0; i < size; i++) {
     dw[i] = 0;
-    for (int t = 0; t < started; t++) dw[i] += reinterpret_cast<float*>(memory + t * layout.bytes())[i];
+    for (int t = 0; t < started; t++) dw[i] += reinterpret_cast<float*>(memory + t * layout.bytes() + dw_at)[i];
   }
 }
 
