@@ -49,7 +49,7 @@ FUSIONS: dict[str, str] = {
     "epilogue": "bias and ReLU are applied to a product before it leaves the cache",
     "depthwise": "a depthwise convolution feeds the product block by block, and is never a map",
     "concatenation": "branches write their channels of the concatenation in place",
-    "group": "branches that read the same map are computed in one pass over it",
+    "group": "branches that read the same map of up to 512 channels are computed in one pass over it",
     "split_projection": "each branch adds its part of the projection, and the concatenation is never a map",
     "early_projection": "a pooled branch is projected at its grid's size, before it is resized",
     "taps": "taps that see only padding at the map's size are dropped",
@@ -57,6 +57,9 @@ FUSIONS: dict[str, str] = {
     "release": "a map is given back after its last use",
     "training": "training runs in passes that gather statistics on the way, and not operator by operator",
 }
+
+#: Channels of a map that several branches read in one pass: a block of a wider one does not stay in the cache.
+GROUPED_CHANNELS = 512
 
 #: What batch normalisation adds to a convolution's name: parameters, then running statistics.
 NORM = ("weight", "bias", "mean", "variance")
@@ -438,7 +441,7 @@ class _Evaluation:
             if form.grid is not None:
                 self._pooled(number, form, form.grid)
             elif self._fuses(form):
-                if self.task.does("group"):
+                if self.task.does("group") and form.in_channels <= GROUPED_CHANNELS:
                     done = [n for n in waiting if self._joins(self.task.branches[n - 1], form.input)]
                 self._together(done, form.input)
             else:

@@ -12,7 +12,7 @@ import torch
 from dpcdsl import Cell, DpcError, compile, parse_cell, read_cell
 from dpcdsl.compilers import compiler, targets
 from dpcdsl.layers import Pooling
-from dpcdsl_torch import EagerCell, eager
+from dpcdsl_torch import CompiledCell, EagerCell, eager
 
 OPEN = parse_cell("filters 4 (F, sepconv3x3 rate 1x2, Y1) (Y1, avgpool grid 1x1, Y2) (Y2, conv1x1, Y3)")
 MIXED = parse_cell(
@@ -103,9 +103,10 @@ def test_an_unwritable_place_is_told_and_an_old_file_stays(tmp_path: Path, monke
     assert list(tmp_path.iterdir()) == [old]
 
 
-def test_the_registry_reaches_the_eager_module() -> None:
-    assert "eager" in targets()
-    module = compile("top1", in_channels=8)
+def test_the_registry_reaches_the_modules() -> None:
+    assert targets() == ("eager", "torch")
+    assert isinstance(compile("top1", in_channels=8), CompiledCell)
+    module = compile("top1", in_channels=8, target="eager")
     assert isinstance(module, EagerCell)
     assert module.cell == read_cell("top1")
     with pytest.raises(DpcError, match="did you mean `eager`"):

@@ -55,7 +55,13 @@ constexpr int64_t kFewTaps = 9;  // as many as there are registers for their row
 
 inline int64_t gathered(int64_t taps, int64_t channels) { return taps * (channels + kLanes); }
 
-// `to` (+)= the taps at `length` positions. Two positions share the loads of the weights.
+// The taps that are the first to see a line of their row: of a whole 3x3 kernel the rightmost of each row, else the last.
+template <int Count>
+constexpr bool leads(int tap) {
+  return Count == 9 ? tap % 3 == 2 : tap == Count - 1;
+}
+
+// `to` = the taps at `length` positions. Two positions share the loads of the weights.
 template <int Count, class T, class S>
 void convolve_run(const T* const* from, const float* weight, const float* bias, float floor, int64_t length,
                   int64_t step, int64_t channels, S* to, int64_t to_step) {
@@ -71,6 +77,10 @@ void convolve_run(const T* const* from, const float* weight, const float* bias, 
 #pragma GCC unroll 9
       for (int t = 0; t < Count; t++) {
         Vector factor = load(w + t * kLanes);
+        if (leads<Count>(t)) {
+          will_read(at[t] + kAhead * step + c);
+          will_read(at[t] + (kAhead + 1) * step + c);
+        }
         one += factor * lanes.load(at[t] + c);
         two += factor * lanes.load(at[t] + step + c);
       }
@@ -122,6 +132,53 @@ void few_taps(int64_t n, Body body) {
   }
 }
 
+// A run's rows, a vector of channels wide, side by side: what several taps read is fetched from afar once.
+constexpr int64_t kNear = 48;            // positions of a run at a time
+constexpr int64_t kNearVectors = 448;    // three rows of them, with what the taps reach beyond: it fits into L1
+
+// `to` = the taps at `length` positions of whole vectors of channels, by way of `near`. False if they do not fit.
+template <int Count, class T, class S>
+bool convolve_near(const T* const* from, const int64_t* dy, const int64_t* dx, const float* weight, const float* bias,
+                   float floor, int64_t length, int64_t step, int64_t vectors, S* to, int64_t to_step, float* near) {
+  int64_t rows = 0, row_of[Count + 1], first_of[Count + 1], left = dx[0], right = dx[0];
+  for (int t = 0; t < Count; t++) {
+    if (t == 0 || dy[t] != dy[t - 1]) first_of[rows++] = t;
+    row_of[t] = rows - 1;
+    left = std::min(left, dx[t]);
+    right = std::max(right, dx[t]);
+  }
+  const int64_t width = std::min(length, kNear) + right - left;
+  if (rows * width > kNearVectors) return false;
+  const Vector lowest = splat(floor);
+  for (int64_t begun = 0; begun < length; begun += kNear) {
+    const int64_t here = std::min(kNear, length - begun);
+    for (int64_t v = 0; v < vectors; v++) {
+      const int64_t c = v * kLanes;
+      for (int64_t r = 0; r < rows; r++) {
+        const int64_t t = first_of[r];
+        const T* row = from[t] + (begun - dx[t] + left) * step + c;
+        float* line = near + r * width * kLanes;
+        for (int64_t p = 0; p < here + right - left; p++) store(load(row + p * step), line + p * kLanes);
+      }
+      const float* at[Count + 1];
+      Vector w[Count + 1];
+      for (int t = 0; t < Count; t++) {
+        at[t] = near + (row_of[t] * width + dx[t] - left) * kLanes;
+        w[t] = load(weight + c * Count + t * kLanes);
+      }
+      const Vector start = bias ? load(bias + c) : Vector{};
+      S* target = to + begun * to_step + c;
+      for (int64_t i = 0; i < here; i++) {
+        Vector sum = start;
+#pragma GCC unroll 9
+        for (int t = 0; t < Count; t++) sum += w[t] * load(at[t] + i * kLanes);
+        store(clamp(sum, lowest), target + i * to_step);
+      }
+    }
+  }
+  return true;
+}
+
 // Channels [c, c + channels) of the convolution at `count` positions from `first`, into rows of `to`. `room` holds
 // gathered(taps, channels) floats.
 template <class T, class S>
@@ -143,8 +200,19 @@ void convolve(const Map& x, const Depthwise& conv, int64_t c, int64_t channels, 
       convolve_many(from, room, bias, conv.floor, run.valid, run.length, x.stride_w, channels, target, to_step);
     else
       few_taps(run.valid, [&](auto number) {
-        convolve_run<decltype(number)::value>(from, room, bias, conv.floor, run.length, x.stride_w, channels, target,
-                                              to_step);
+        constexpr int n = decltype(number)::value;
+        if constexpr (n >= 6) {
+          int64_t dy[n], dx[n];
+          for (int t = 0; t < n; t++) {
+            dy[t] = conv.taps.dy[run.taps[t]];
+            dx[t] = conv.taps.dx[run.taps[t]];
+          }
+          alignas(64) float near[kNearVectors * kLanes];
+          if (channels % kLanes == 0 && convolve_near<n>(from, dy, dx, room, bias, conv.floor, run.length, x.stride_w,
+                                                         channels / kLanes, target, to_step, near))
+            return;
+        }
+        convolve_run<n>(from, room, bias, conv.floor, run.length, x.stride_w, channels, target, to_step);
       });
   });
 }

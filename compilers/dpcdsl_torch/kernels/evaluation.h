@@ -68,7 +68,10 @@ void finish_rows(const float* sum, int64_t row, const float* bias, float floor, 
       if (to == nullptr || y->stride_c == 1) {
         each_vector(filters, [&](int64_t c, auto lanes) {
           Vector value = clamp(lanes.load(from + c) + (bias ? lanes.load(bias + c) : Vector{}), lowest);
-          if (to) lanes.store(value, to + i * y->stride_w + c);
+          if (to) {
+            will_write(to + (i + kAhead) * y->stride_w + c);
+            lanes.store(value, to + i * y->stride_w + c);
+          }
           if (keep) lanes.store(value, keep + c);
         });
       }
@@ -106,6 +109,15 @@ inline void begin_projection(const Projection& projection, int64_t h, int64_t w,
   }
 }
 
+// What of x the next block or chunk of a plain product reads: `channels` from c at the positions from `first`.
+template <class T>
+Ahead ahead_of(const Map& x, int64_t c, int64_t channels, int64_t first) {
+  if (first >= positions(x) || !is_matrix(x)) return {};
+  const T* at = static_cast<const T*>(x.data) + first * x.stride_w + c;
+  const int64_t rows = std::min(kBlock, positions(x) - first);
+  return {reinterpret_cast<const char*>(at), channels * int64_t(sizeof(T)), x.stride_w * int64_t(sizeof(T)), rows};
+}
+
 // S is what the product is computed in: float, or BFloat16 in pairs.
 template <class T, class S>
 void evaluate(const Map& x, int64_t branches, const Branch* branch, const Projection* projection, int threads) {
@@ -128,7 +140,9 @@ void evaluate(const Map& x, int64_t branches, const Branch* branch, const Projec
     float* c = reinterpret_cast<float*>(own + c_at);
     float* sum = reinterpret_cast<float*>(own + sum_at);
     float* room = reinterpret_cast<float*>(own + room_at);
-    for (int64_t block; (block = next++) < blocks;) {  // a block's result does not depend on who computes it
+    // A block's result does not depend on who computes it. The one after is taken early, to know what it will read.
+    for (int64_t block = next++, following; block < blocks; block = following) {
+      following = next++;
       const int64_t first = block * kBlock, rows = std::min(kBlock, count - first);
       if (projection) begin_projection(*projection, x.h, x.w, first, rows, sum);
       for (int64_t b = 0; b < branches; b++) {
@@ -151,10 +165,15 @@ void evaluate(const Map& x, int64_t branches, const Branch* branch, const Projec
               convolve<T>(x, op.depthwise, k, depth, first, rows, a, row, room);
           }
           const S* right = static_cast<const S*>(op.weight) + k * op.row;
+          Ahead ahead;  // a depthwise convolution looks after its own
+          if (plain && k + chunk < x.c)
+            ahead = ahead_of<T>(x, k + chunk, std::min(chunk, x.c - k - chunk), first);
+          else if (plain && b + 1 == branches)
+            ahead = ahead_of<T>(x, 0, std::min(chunk, x.c), following * kBlock);
           if constexpr (kPair == 1)
-            multiply(rows, columns, depth, left, left_row, 1, right, op.row, c, columns, k > 0);
+            multiply(rows, columns, depth, left, left_row, 1, right, op.row, c, columns, k > 0, ahead);
           else if constexpr (kHasPairs)
-            multiply(rows, columns, row / 2, left, left_row, right, 2 * op.row, c, columns, k > 0);
+            multiply(rows, columns, row / 2, left, left_row, right, 2 * op.row, c, columns, k > 0, ahead);
         }
         const Map* y = op.y.data ? &op.y : nullptr;
         if (projection == nullptr || op.projection == nullptr) {

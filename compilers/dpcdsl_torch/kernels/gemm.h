@@ -17,6 +17,29 @@ constexpr int kRows = 6;
 #endif
 constexpr int kTile = 2 * kLanes;  // columns of a tile
 
+// Memory that will be read after a product, brought near while the product computes, a few cache lines a tile: the
+// product leaves the memory idle, and what follows would wait for it.
+struct Ahead {
+  const char* at = nullptr;
+  int64_t row_bytes = 0, step = 0, rows = 0;  // bytes of a row, and from row to row
+  int64_t lines = 0;                          // of a tile
+  int64_t row = 0, done = 0;
+
+  // For a product of so many tiles.
+  void share(int64_t tiles) { lines = rows * ((row_bytes + 63) / 64) / (tiles > 0 ? tiles : 1) + 1; }
+
+  void fetch() {
+    for (int64_t i = 0; i < lines && row < rows; i++) {
+      __builtin_prefetch(at + row * step + done, 0, 2);
+      done += 64;
+      if (done >= row_bytes) {
+        done = 0;
+        row++;
+      }
+    }
+  }
+};
+
 inline int64_t padded(int64_t columns) { return (columns + kColumns - 1) / kColumns * kColumns; }
 
 template <int Rows>
@@ -49,11 +72,14 @@ void last_tile(int64_t rows, int64_t depth, const float* a, int64_t a_row, int64
 
 // C [rows, columns] (+)= A [rows, depth] B [depth, columns]; A's element (i, k) is a[i * a_row + k * a_column].
 inline void multiply(int64_t rows, int64_t columns, int64_t depth, const float* a, int64_t a_row, int64_t a_column,
-                     const float* b, int64_t b_row, float* c, int64_t c_row, bool add) {
+                     const float* b, int64_t b_row, float* c, int64_t c_row, bool add, Ahead ahead = {}) {
+  ahead.share(rows / kRows * (columns / kTile));
   for (int64_t j = 0; j < columns; j += kTile) {
     int64_t i = 0;
-    for (; i + kRows <= rows; i += kRows)
+    for (; i + kRows <= rows; i += kRows) {
       tile<kRows>(depth, a + i * a_row, a_row, a_column, b + j, b_row, c + i * c_row + j, c_row, add);
+      ahead.fetch();
+    }
     if (i < rows)
       last_tile<kRows - 1>(rows - i, depth, a + i * a_row, a_row, a_column, b + j, b_row, c + i * c_row + j, c_row, add);
   }
@@ -96,11 +122,14 @@ void last_pair_tile(int64_t rows, int64_t pairs, const BFloat16* a, int64_t a_ro
 // The same of bf16, summed in fp32. A [rows, 2 pairs] is row-major; B holds rows 2k and 2k + 1 side by side,
 // [pairs, columns, 2], and b_row is the length of such a double row.
 inline void multiply(int64_t rows, int64_t columns, int64_t pairs, const BFloat16* a, int64_t a_row, const BFloat16* b,
-                     int64_t b_row, float* c, int64_t c_row, bool add) {
+                     int64_t b_row, float* c, int64_t c_row, bool add, Ahead ahead = {}) {
+  ahead.share(rows / kRows * (columns / 32));
   for (int64_t j = 0; j < columns; j += 32) {
     int64_t i = 0;
-    for (; i + kRows <= rows; i += kRows)
+    for (; i + kRows <= rows; i += kRows) {
       pair_tile<kRows>(pairs, a + i * a_row, a_row, b + 2 * j, b_row, c + i * c_row + j, c_row, add);
+      ahead.fetch();
+    }
     if (i < rows)
       last_pair_tile<kRows - 1>(rows - i, pairs, a + i * a_row, a_row, b + 2 * j, b_row, c + i * c_row + j, c_row, add);
   }

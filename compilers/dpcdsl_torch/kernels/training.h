@@ -37,15 +37,18 @@ struct Moments {
   void add(const T* from, int64_t step, int64_t rows) {
     const int64_t channels = int64_t(mean.size());
     each_vector(channels, [&](int64_t c, auto lanes) {
+      // From the first row's value on, which is as near to the mean as the others are: one pass, and little cancels.
+      const Vector first = lanes.load(from + c);
       Vector sum = {}, squares = {};
-      for (int64_t i = 0; i < rows; i++) sum += lanes.load(from + i * step + c);
-      Vector middle = sum / float(rows);
-      for (int64_t i = 0; i < rows; i++) {
-        Vector away = lanes.load(from + i * step + c) - middle;
+      for (int64_t i = 1; i < rows; i++) {
+        Vector away = lanes.load(from + i * step + c) - first;
+        sum += away;
         squares += away * away;
       }
+      const Vector middle = first + sum / float(rows);
+      const Vector deviations_here = squares - sum * sum / float(rows);
       for (int64_t k = 0; k < std::min<int64_t>(kLanes, channels - c); k++)
-        merge(rows, c + k, middle[k], squares[k]);
+        merge(rows, c + k, middle[k], std::max(deviations_here[k], 0.0f));
     });
     count += rows;
   }
@@ -103,9 +106,13 @@ void activate(const Map& x, const Affine& affine, int64_t c, int64_t channels, i
   for (int64_t i = 0; i < count; i++) {
     const T* from = row<T>(x, first + i) + c;
     if (affine.scale == nullptr)
-      each_vector(channels, [&](int64_t k, auto lanes) { lanes.store(lanes.load(from + k), to + i * step + k); });
+      each_vector(channels, [&](int64_t k, auto lanes) {
+        will_read(from + k + kAhead * x.stride_w);
+        lanes.store(lanes.load(from + k), to + i * step + k);
+      });
     else
       each_vector(channels, [&](int64_t k, auto lanes) {
+        will_read(from + k + kAhead * x.stride_w);
         Vector value = lanes.load(from + k) * lanes.load(affine.scale + c + k) + lanes.load(affine.shift + c + k);
         lanes.store(clamp(value, lowest), to + i * step + k);
       });
@@ -143,7 +150,10 @@ void pointwise_forward(const Map& x, const Affine& affine, const float* weight, 
       }
       for (int64_t i = 0; i < rows; i++) {
         T* to = row<T>(p, range.first + i);
-        each_vector(p.c, [&](int64_t k, auto lanes) { lanes.store(lanes.load(c + i * columns + k), to + k); });
+        each_vector(p.c, [&](int64_t k, auto lanes) {
+          will_write(to + k + kAhead * p.stride_w);
+          lanes.store(lanes.load(c + i * columns + k), to + k);
+        });
       }
       if (mean) moments[thread].add(row<T>(p, range.first), p.stride_w, rows);
     }
@@ -164,6 +174,8 @@ void affine_forward(const Map& x, const Affine& affine, const Map& y, int thread
       const T* from = row<T>(x, i);
       T* to = row<T>(y, i);
       each_vector(x.c, [&](int64_t k, auto lanes) {
+        will_read(from + k + kAhead * x.stride_w);
+        will_write(to + k + kAhead * y.stride_w);
         Vector value = lanes.load(from + k) * lanes.load(affine.scale + k) + lanes.load(affine.shift + k);
         lanes.store(clamp(value, lowest), to + k);
       });
@@ -223,8 +235,13 @@ struct Incoming {
 
   template <class Lanes>
   Vector at(int64_t position, int64_t c, Lanes lanes) const {
-    Vector g = lanes.load(row<T>(*one, position) + c);
-    return two ? g + lanes.load(row<T>(*two, position) + c) : g;
+    const T* at = row<T>(*one, position) + c;
+    will_read(at + kAhead * one->stride_w);
+    Vector g = lanes.load(at);
+    if (two == nullptr) return g;
+    at = row<T>(*two, position) + c;
+    will_read(at + kAhead * two->stride_w);
+    return g + lanes.load(at);
   }
 };
 
@@ -273,7 +290,7 @@ void pointwise_backward(const Map& one, const Map* two, const Map& p, const Norm
                         const Affine& before, const float* weight, int64_t weight_row, const Map* dx, bool add,
                         float* dw, const float* mean, const float* inverse, double* plain, double* with, int threads) {
   const int64_t count = positions(x), blocks = (count + kTrainingBlock - 1) / kTrainingBlock;
-  const int64_t chunk = depth_of_chunk(x.c), wide = padded(chunk), columns = padded(p.c), all_depth = padded(x.c);
+  const int64_t chunk = depth_of_chunk(x.c), wide = padded(chunk), columns = padded(p.c) + 16, all_depth = padded(x.c);
   threads = int(std::min<int64_t>(std::max(threads, 1), std::max<int64_t>(blocks, 1)));
   Layout layout;
   const int64_t g_at = layout.floats(kTrainingBlock * columns), x_at = layout.floats(kTrainingBlock * wide);
@@ -296,6 +313,7 @@ void pointwise_backward(const Map& one, const Map* two, const Map& p, const Norm
       for (int64_t i = 0; i < rows; i++) {
         const T* at = row<T>(p, range.first + i);
         each_vector(p.c, [&](int64_t c, auto lanes) {
+          will_read(at + c + kAhead * p.stride_w);
           Vector v = lanes.load(at + c);
           Vector after = v * lanes.load(norm.affine.scale + c) + lanes.load(norm.affine.shift + c);
           Vector passing = passed(incoming.at(range.first + i, c, lanes), after, lowest);
@@ -322,6 +340,7 @@ void pointwise_backward(const Map& one, const Map* two, const Map& p, const Norm
           each_vector(depth, [&](int64_t c, auto lanes) {
             Vector gradient = lanes.load(from + c);
             if (before.scale) gradient = passed(gradient, lanes.load(after + c), lowest_before);
+            will_write(to + c + kAhead * dx->stride_w);
             if (add) gradient += lanes.load(to + c);
             lanes.store(gradient, to + c);
             if (mean) {

@@ -72,6 +72,12 @@ inline void store(Vector value, T* to, int64_t count) {
   std::memcpy(to, lanes, count * sizeof(T));
 }
 
+// Rows of a map are too far apart for the processor to see what comes next: it is told, some rows ahead. A wrong
+// address is harmless.
+constexpr int64_t kAhead = 6;
+inline void will_read(const void* address) { __builtin_prefetch(address, 0, 3); }
+inline void will_write(const void* address) { __builtin_prefetch(address, 1, 3); }
+
 // max(value, floor) that keeps NaN. A floor of minus infinity is no ReLU.
 inline Vector clamp(Vector value, Vector floor) { return value < floor ? floor : value; }
 inline float clamp(float value, float floor) { return value < floor ? floor : value; }
