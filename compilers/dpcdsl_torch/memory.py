@@ -21,8 +21,8 @@ from torch import Tensor
 
 __all__ = ["BOUND", "empty", "kept", "release"]
 
-#: Most bytes of unused blocks that are kept.
-BOUND = 256 * 2**20
+#: Most bytes of unused blocks that are kept: 1 GiB, or an eighth of the machine's memory if that is less.
+BOUND = min(2**30, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 8) if hasattr(os, "sysconf") else 2**28
 
 #: Smaller maps come from torch's allocator.
 _SMALLEST = 2**20
