@@ -17,7 +17,7 @@ from dpcdsl.errors import DpcError
 from dpcdsl.layers import DepthwiseConvolution
 from dpcdsl_torch import aten, memory, native
 from dpcdsl_torch.execution import side_by_side
-from dpcdsl_torch.ops import _define, _empty, library
+from dpcdsl_torch.ops import define, empty_map, library
 from dpcdsl_torch.primitives import Primitives, Taps
 
 __all__ = ["depthwise_conv2d"]
@@ -147,7 +147,7 @@ def _computed(like: Tensor, primitives: Primitives, compute: Callable[[Tensor], 
     """A map of ``like``'s shape, type and format, written by ``compute``: for native kernels, a channels_last one."""
     channels_last = side_by_side(like)
     if primitives is aten.PRIMITIVES:
-        result = _empty(like, like.shape, like.dtype, channels_last)
+        result = empty_map(like, like.shape, like.dtype, channels_last)
         compute(result)
         return result
     n, c, h, w = like.shape
@@ -155,7 +155,7 @@ def _computed(like: Tensor, primitives: Primitives, compute: Callable[[Tensor], 
     compute(whole)
     if channels_last:
         return whole.as_strided((n, c, h, w), (h * w * c, 1, w * c, c))  # the strides that the fake has, also of size 1
-    result = _empty(like, like.shape, like.dtype, False)
+    result = empty_map(like, like.shape, like.dtype, False)
     primitives.copy(whole, result)
     return result
 
@@ -172,7 +172,7 @@ def _depthwise(x: Tensor, weight: Tensor, rate: Sequence[int]) -> Tensor:
 
 def _depthwise_fake(x: Tensor, weight: Tensor, rate: Sequence[int]) -> Tensor:
     _check_weight(x, "map", weight, rate)
-    return _empty(x, x.shape, x.dtype, side_by_side(x))
+    return empty_map(x, x.shape, x.dtype, side_by_side(x))
 
 
 def _backward_input(gradient: Tensor, weight: Tensor, rate: Sequence[int]) -> Tensor:
@@ -187,7 +187,7 @@ def _backward_input(gradient: Tensor, weight: Tensor, rate: Sequence[int]) -> Te
 
 def _backward_input_fake(gradient: Tensor, weight: Tensor, rate: Sequence[int]) -> Tensor:
     _check_weight(gradient, "gradient", weight, rate)
-    return _empty(gradient, gradient.shape, gradient.dtype, side_by_side(gradient))
+    return empty_map(gradient, gradient.shape, gradient.dtype, side_by_side(gradient))
 
 
 def _backward_weight(gradient: Tensor, x: Tensor, kernel: Sequence[int], rate: Sequence[int]) -> Tensor:
@@ -210,13 +210,13 @@ def _backward_weight_fake(gradient: Tensor, x: Tensor, kernel: Sequence[int], ra
     return x.new_empty((x.shape[1], 1, *kernel))
 
 
-_define("depthwise(Tensor x, Tensor weight, int[2] rate) -> Tensor", _depthwise, _depthwise_fake)
-_define(
+define("depthwise(Tensor x, Tensor weight, int[2] rate) -> Tensor", _depthwise, _depthwise_fake)
+define(
     "depthwise_backward_input(Tensor gradient, Tensor weight, int[2] rate) -> Tensor",
     _backward_input,
     _backward_input_fake,
 )
-_define(
+define(
     "depthwise_backward_weight(Tensor gradient, Tensor x, SymInt[2] kernel, int[2] rate) -> Tensor",
     _backward_weight,
     _backward_weight_fake,

@@ -32,13 +32,14 @@ from dpcdsl_torch.execution import (
 from dpcdsl_torch.plan import Form, Task, check_fusions
 from dpcdsl_torch.weights import prepare
 
-__all__ = ["check_arguments", "library"]
+__all__ = ["check_arguments", "define", "empty_map", "library"]
 
 #: Holds the registrations; torch drops them with it.
 library: Any = torch.library.Library("dpcdsl", "DEF")  # type: ignore[no-untyped-call]
 
 
-def _define(schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> None:
+def define(schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    """Register the operator of a schema: one implementation for every device, and the shapes of what it returns."""
     name = schema.partition("(")[0]
     library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     # One implementation for every device: it looks up the primitives of the device that the maps are on.
@@ -46,7 +47,8 @@ def _define(schema: str, implementation: Callable[..., Any], fake: Callable[...,
     torch.library.register_fake(f"dpcdsl::{name}", fake, lib=library)
 
 
-def _empty(x: Tensor, shape: Sequence[int], dtype: torch.dtype, channels_last: bool = True) -> Tensor:
+def empty_map(x: Tensor, shape: Sequence[int], dtype: torch.dtype, channels_last: bool = True) -> Tensor:
+    """What an operator returns for x, without its numbers: a map in either memory format, or a vector."""
     if len(shape) == 4 and channels_last:
         n, c, h, w = shape
         # By hand: of a map of one position, torch would call either format contiguous.
@@ -208,10 +210,10 @@ def _cell(x: Tensor, weights: list[Tensor], task: str) -> Tensor:
 
 def _cell_fake(x: Tensor, weights: list[Tensor], task: str) -> Tensor:
     shape = (x.shape[0], _known(task).out_channels, x.shape[2], x.shape[3])
-    return _empty(x, shape, x.dtype, side_by_side(x))
+    return empty_map(x, shape, x.dtype, side_by_side(x))
 
 
-_define("cell(Tensor x, Tensor[] weights, str task) -> Tensor", _cell, _cell_fake)
+define("cell(Tensor x, Tensor[] weights, str task) -> Tensor", _cell, _cell_fake)
 
 
 # dpcdsl::cell_train: the concatenation, and what is kept for the gradient and for running statistics
@@ -228,7 +230,7 @@ def _train(x: Tensor, weights: list[Tensor], task: str, batch_statistics: list[b
 
 
 def _train_fake(x: Tensor, weights: list[Tensor], task: str, batch_statistics: list[bool]) -> list[Tensor]:
-    return [_empty(x, shape, dtype) for shape, dtype in kept_shapes(_known(task), x.shape, x.dtype)]
+    return [empty_map(x, shape, dtype) for shape, dtype in kept_shapes(_known(task), x.shape, x.dtype)]
 
 
 def _train_backward(
@@ -269,7 +271,7 @@ def _train_backward_fake(
 ) -> list[Tensor]:
     names = _known(task).training_names
     learnt = [weight.new_empty(weight.shape) for name, weight in zip(names, weights, strict=True) if _is_learnt(name)]
-    return [_empty(x, x.shape, x.dtype), *learnt] if needs_input else learnt
+    return [empty_map(x, x.shape, x.dtype), *learnt] if needs_input else learnt
 
 
 def _batch(task: Task, batch_statistics: list[bool]) -> frozenset[str]:
@@ -283,8 +285,8 @@ def _is_learnt(name: str) -> bool:
     return not name.endswith((".mean", ".variance"))
 
 
-_define("cell_train(Tensor x, Tensor[] weights, str task, bool[] batch_statistics) -> Tensor[]", _train, _train_fake)
-_define(
+define("cell_train(Tensor x, Tensor[] weights, str task, bool[] batch_statistics) -> Tensor[]", _train, _train_fake)
+define(
     "cell_train_backward(Tensor gradient, Tensor x, Tensor[] weights, Tensor[] kept, str task, bool[] batch_statistics,"
     " bool needs_input) -> Tensor[]",
     _train_backward,
