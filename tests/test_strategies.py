@@ -212,9 +212,9 @@ def test_cells_of_a_space_reach_every_shape() -> None:
     assert len({branch.operator for cell in found for branch in cell.branches}) > 40  # of 81
 
 
-@pytest.mark.usefixtures("shipped_operators")  # what is drawn depends on the kinds that are registered
 def test_spaces_reach_everything() -> None:
-    found = drawn(strategies.spaces())
+    # Hypothesis draws with numbers that it reads in whatever modules are imported, so what comes early differs.
+    found = drawn(strategies.spaces(), 800)
     slots = [slot for space in found for slot in space.slots]
     assert {len(space.slots) for space in found} == {1, 2, 3, 4, 5}
     assert {len(space.constraints) for space in found} >= {0, 1, 2, 3}
