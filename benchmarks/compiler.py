@@ -46,7 +46,7 @@ from language import in_process
 
 import dpcdsl
 from dpcdsl_torch import compile_cell
-from dpcdsl_torch.plan import FUSIONS
+from dpcdsl_torch.task import FUSIONS
 
 TOP1, ASPP = (dpcdsl.zoo()[name].value for name in ("top1", "aspp"))
 MIXED = dpcdsl.parse_cell(

@@ -8,20 +8,9 @@ from hypothesis import strategies as st
 from support import Dpc, Golden
 
 from dpcdsl import Cell, Conventions, DpcError, parse_cell, read_cell, read_space, strategies
-from dpcdsl_torch.plan import (
-    FUSIONS,
-    Concatenate,
-    Convolve,
-    Depthwise,
-    Normalise,
-    Pool,
-    ResizeTo,
-    Task,
-    backward,
-    check_fusions,
-    evaluation,
-    training,
-)
+from dpcdsl_torch.plan import backward, evaluation, training
+from dpcdsl_torch.steps import Concatenate, Convolve, Depthwise, Normalise, Pool, ResizeTo
+from dpcdsl_torch.task import FUSIONS, Task, check_fusions
 
 MIXED = parse_cell(
     "(F, avgpool grid 2x4, Y1) (F, sepconv3x3 rate 6x3, Y2) (Y2, avgpool grid 2x4, Y3) (F, avgpool grid 2x4, Y4)"

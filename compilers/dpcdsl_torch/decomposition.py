@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (the name everyone gives it)
 from torch import Tensor
 
-from dpcdsl_torch.execution import vector_dtype
-from dpcdsl_torch.plan import Form, Task
+from dpcdsl_torch.maps import vector_dtype
+from dpcdsl_torch.task import Form, Task
 
 __all__ = ["decomposed"]
 

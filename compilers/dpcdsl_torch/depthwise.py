@@ -16,7 +16,7 @@ from torch import Tensor
 from dpcdsl.errors import DpcError
 from dpcdsl.layers import DepthwiseConvolution
 from dpcdsl_torch import aten, memory, native
-from dpcdsl_torch.execution import side_by_side
+from dpcdsl_torch.maps import side_by_side
 from dpcdsl_torch.ops import define, empty_map, library
 from dpcdsl_torch.primitives import Primitives, Taps
 

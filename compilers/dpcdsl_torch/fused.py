@@ -52,7 +52,7 @@ def write(
     Raises :class:`DpcError`: DPC064 for another suffix, or for what the format cannot express; DPC060 if the file
     cannot be written.
     """
-    options = {name: value for name, value in options.items() if name not in ("backend", "without")}
+    eager.check_options("torch", eager.OPTIONS, options)  # a file holds the cell whole, for any backend
     if path.suffix not in suffixes:
         raise DpcError.of(
             "DPC064",

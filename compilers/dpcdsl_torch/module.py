@@ -17,8 +17,9 @@ from dpcdsl.references import read_cell
 from dpcdsl_torch import build, ops  # noqa: F401 (registers what is called as torch.ops.dpcdsl)
 from dpcdsl_torch.decomposition import decomposed
 from dpcdsl_torch.lowering import BatchNorm, layer_names
-from dpcdsl_torch.plan import Form, Plan, Task, check_fusions, evaluation, training_plan
-from dpcdsl_torch.reference import EagerCell, SameConvolution
+from dpcdsl_torch.plan import Plan, evaluation, training_plan
+from dpcdsl_torch.reference import EagerCell, SameConvolution, check_features
+from dpcdsl_torch.task import Form, Task, check_fusions
 from dpcdsl_torch.weights import prepare
 
 __all__ = ["BACKENDS", "CompiledCell", "compile_cell"]
@@ -39,7 +40,7 @@ def compile_cell(
     cell: a :class:`dpcdsl.Cell`, or anything that :func:`dpcdsl.read_cell` reads: a zoo name, text, a file.
     backend: ``"auto"`` runs on the native kernels where it can and on ATen elsewhere, and says once if they are
         missing; ``"native"`` raises if they are; ``"aten"`` does without.
-    without: fusions to leave out, by the names in ``dpcdsl_torch.plan.FUSIONS``, to measure or debug.
+    without: fusions to leave out, by the names in ``dpcdsl_torch.task.FUSIONS``, to measure or debug.
     options: those of :class:`dpcdsl_torch.EagerCell`, with the same meaning and defaults.
 
     Raises :class:`DpcError`: DPC062 for a wrong value, DPC064 for a layer without lowering, DPC080 for
@@ -106,7 +107,7 @@ class CompiledCell(nn.Module):
             self._project = _Fused(Task(form.in_channels, (form,), **options), last, epsilon)
 
     def forward(self, features: Tensor) -> Tensor:
-        self._check_features(features)
+        check_features(features, self.in_channels)
         x = _autocast(features)
         drops = self.dropout is not None and self.dropout.training and self.dropout.p > 0
         if self._whole is not None and not drops and self._whole.evaluates(self, x):
@@ -122,7 +123,7 @@ class CompiledCell(nn.Module):
 
     def concatenate(self, features: Tensor) -> Tensor:
         """All branches' outputs concatenated, before dropout and projection: [N, sum of channels, H, W]."""
-        self._check_features(features)
+        check_features(features, self.in_channels)
         return self._concatenate(_autocast(features))
 
     def _concatenate(self, x: Tensor) -> Tensor:
@@ -170,26 +171,6 @@ class CompiledCell(nn.Module):
                 hint="fused are [pooling] 1x1 [resize] and depthwise, 1x1; others run as their own modules",
             )
         return training_plan(self._branches.task, size) if training else evaluation(self._whole.task, size)
-
-    def _check_features(self, features: Tensor) -> None:
-        shape = tuple(features.shape)
-        if len(shape) != 4:
-            raise DpcError.of(
-                "DPC062",
-                f"a cell runs on a map [N, C, H, W], not on a tensor of {len(shape)} dimensions",
-                hint="a single map becomes a batch of one by `features.unsqueeze(0)`" if len(shape) == 3 else None,
-            )
-        if shape[1] != self.in_channels:
-            last = shape[3] == self.in_channels
-            raise DpcError.of(
-                "DPC062",
-                f"the cell was built for {self.in_channels} channels, and the map has {shape[1]}",
-                hint="the map looks like [N, H, W, C]; turn it by `features.permute(0, 3, 1, 2)`"
-                if last
-                else "in_channels is the number of channels of the backbone's last feature map",
-            )
-        if not (shape[2] and shape[3]):
-            raise DpcError.of("DPC062", f"the map has no positions: its size is {shape[2]}x{shape[3]}")
 
     def extra_repr(self) -> str:
         return f"{self.cell}, backend={self.backend!r}"

@@ -3,36 +3,33 @@
 They are registered with the low-level ``torch.library.Library``: the ``custom_op`` decorator would import
 ``torch._dynamo``, and with it Triton, at its first use.
 
-``dpcdsl::cell``, ``cell_train`` and ``cell_train_backward`` run a :class:`~dpcdsl_torch.plan.Task`, which is their text
+``dpcdsl::cell``, ``cell_train`` and ``cell_train_backward`` run a :class:`~dpcdsl_torch.task.Task`, which is their text
 argument. ``dpcdsl::depthwise`` and its two gradients are a dilated depthwise convolution alone.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from functools import lru_cache
-from typing import Any, NamedTuple, NoReturn, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dpcdsl.errors import DpcError
-from dpcdsl.layers import DepthwiseConvolution, Pooling
-from dpcdsl_torch import aten
-from dpcdsl_torch.decomposition import decomposed
-from dpcdsl_torch.execution import (
-    kept_shapes,
-    primitives_for,
-    run_backward,
-    run_evaluation,
-    run_training,
-    side_by_side,
+from dpcdsl_torch.arguments import (
+    check_arguments,
+    check_kept,
+    evaluation_weights,
+    known_task,
+    refuse,
+    training_weights,
 )
-from dpcdsl_torch.plan import Form, Task, check_fusions
-from dpcdsl_torch.weights import prepare
+from dpcdsl_torch.decomposition import decomposed
+from dpcdsl_torch.evaluation import run_evaluation
+from dpcdsl_torch.maps import side_by_side
+from dpcdsl_torch.task import Task
+from dpcdsl_torch.training import kept_shapes, run_backward, run_training
 
-__all__ = ["check_arguments", "define", "empty_map", "library"]
+__all__ = ["define", "empty_map", "library"]
 
 #: Holds the registrations; torch drops them with it.
 library: Any = torch.library.Library("dpcdsl", "DEF")  # type: ignore[no-untyped-call]
@@ -56,160 +53,17 @@ def empty_map(x: Tensor, shape: Sequence[int], dtype: torch.dtype, channels_last
     return x.new_empty(shape, dtype=dtype)
 
 
-# What the arguments must be. Anyone can call an operator with anything, and the kernels check nothing.
-
-
-class _Weight(NamedTuple):
-    """What a weight must be. dtype: None for any floating one."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype | None
-    contiguous: bool
-
-
-def check_arguments(task: Task, x: Tensor, weights: Sequence[Tensor], expected: Sequence[_Weight]) -> None:
-    """Raise :class:`DpcError` (DPC062) unless map and weights are those of the task: 10 us for the cell top-1."""
-    if x.dim() != 4 or x.shape[1] != task.in_channels or x.shape[2] < 1 or x.shape[3] < 1:
-        _refuse(f"a map of shape {tuple(x.shape)}, and not [N, {task.in_channels}, H, W]", "only N may be 0")
-    if not x.is_floating_point():
-        _refuse(f"a map of {x.dtype}, which is no floating type")
-    if len(weights) != len(expected):
-        _refuse(f"{len(weights)} weights, and not {len(expected)}", ", ".join(weight.name for weight in expected))
-    device = x.device
-    for weight, (name, shape, dtype, contiguous) in zip(weights, expected, strict=True):
-        if weight.shape != shape:
-            _refuse(f"the weight `{name}` of shape {tuple(weight.shape)}, and not {shape}")
-        if weight.dtype is not dtype and (dtype is not None or not weight.is_floating_point()):
-            _refuse(f"the weight `{name}` of {weight.dtype}, and not {dtype or 'a floating type'}")
-        if weight.device != device:
-            _refuse(f"the weight `{name}` on {weight.device}, and the map on {device}")
-        if contiguous and not weight.is_contiguous():
-            _refuse(f"the weight `{name}` with strides {weight.stride()}", "make it contiguous")
-
-
-def _refuse(what: str, hint: str | None = None) -> NoReturn:
-    raise DpcError.of("DPC062", f"the operator was given {what}", hint=hint)
-
-
-@lru_cache(maxsize=256)
-def _evaluation_weights(task: str, device: torch.device, dtype: torch.dtype) -> tuple[_Weight, ...]:
-    """What :func:`dpcdsl_torch.weights.prepare` makes: found by preparing any weights, once."""
-    known = _known(task)
-    native = primitives_for(known, device, dtype) is not aten.PRIMITIVES
-    # Not on the meta device: there torch's operators import torch._dynamo, which takes seconds, and Triton with it.
-    blank = {name: torch.zeros(shape, device="cpu") for name, shape, _, _ in _training_weights(task)}
-    with torch.inference_mode(False), torch.no_grad():
-        ready = prepare(known, blank, device, dtype)
-    return tuple(_Weight(name, tuple(weight.shape), weight.dtype, native) for name, weight in ready.items())
-
-
-@lru_cache(maxsize=256)
-def _training_weights(task: str) -> tuple[_Weight, ...]:
-    known = _known(task)
-    found = []
-    for convolution, norm in known.convolutions:
-        number, kind = convolution.split(".")
-        form = known.branches[int(number) - 1]
-        shape: tuple[int, ...] = (form.filters, form.in_channels)
-        if kind == "depthwise":
-            shape = (len(form.dy), form.in_channels)
-        elif number == "0":
-            shape = (known.out_channels, known.concatenated)
-        found.append((convolution, shape))
-        if norm:
-            vector = (shape[1] if kind == "depthwise" else shape[0],)
-            found += [(f"{convolution}.{part}", vector) for part in ("weight", "bias", "mean", "variance")]
-    assert tuple(name for name, _ in found) == known.training_names
-    return tuple(_Weight(name, shape, None, False) for name, shape in found)
-
-
-@lru_cache(maxsize=256)
-def _known(task: str) -> Task:
-    """The task of a text; DpcError (DPC062) for a text that :meth:`Task.dumps` does not write of a cell."""
-    why: object
-    try:
-        known = Task.loads(task)
-        why = _flaw(known)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        why = f"{type(error).__name__}: {error}"
-    if why is not None:
-        _refuse(f"a text that is no task: {why}", "texts of tasks come from Task.dumps")
-    return known
-
-
-_FARTHEST = 2**31  # a tap farther away is a mistake, and would overflow somewhere
-
-
-def _flaw(task: Task) -> str | None:
-    """What of a task a kernel would come to grief on."""
-    check_fusions(task.without)
-    channels = [task.in_channels]
-    if not task.branches or not _whole(task.in_channels):
-        return "no branches, or no channels"
-    for number, form in enumerate(task.branches, 1):
-        if not _whole(form.input, 0) or form.input >= number:
-            return f"branch {number} reads {form.input}"
-        if form.in_channels != channels[form.input] or not _whole(form.filters):
-            return f"branch {number} has channels {form.in_channels} to {form.filters}"
-        if form.grid is not None and not (_pair(form.grid) and form.kernel is None):
-            return f"branch {number} has the grid {form.grid}"
-        if not _taps_fit(form):
-            return f"the taps of branch {number} are not those of its kernel"
-        channels.append(form.filters)
-    if task.projection is not None and not _whole(task.projection):
-        return f"the projection has {task.projection} filters"
-    if task.pooling not in get_args(Pooling) or not _whole(task.output_stride):
-        return f"there is no pooling {task.pooling!r} at output stride {task.output_stride!r}"
-    if task.image_pooling_crop_size is not None and not _pair(task.image_pooling_crop_size):
-        return f"the crop size is {task.image_pooling_crop_size}"
-    if len(task.epsilon) != len(task.convolutions) or not all(0 <= e < math.inf for e in task.epsilon):
-        return f"the epsilons are {task.epsilon}"
-    return None
-
-
-def _whole(value: object, least: int = 1) -> bool:
-    return type(value) is int and least <= value < _FARTHEST
-
-
-def _pair(value: object) -> bool:
-    return isinstance(value, tuple) and len(value) == 2 and all(map(_whole, value))
-
-
-def _taps_fit(form: Form) -> bool:
-    if form.kernel is None:
-        return not form.dy and not form.dx
-    if form.rate is None or not _pair(form.kernel) or not _pair(form.rate):
-        return False
-    if len(form.dy) != form.kernel[0] * form.kernel[1]:
-        return False
-    layer = DepthwiseConvolution("depthwise", form.kernel, form.rate)
-    grid = [(y, x) for y in layer.taps(0) for x in layer.taps(1)]
-    return list(zip(form.dy, form.dx, strict=True)) == grid and all(max(abs(y), abs(x)) < 2**40 for y, x in grid)
-
-
-def _check_kept(x: Tensor, gradient: Tensor, kept: Sequence[Tensor], task: Task) -> None:
-    expected = list(kept_shapes(task, x.shape, x.dtype))
-    names = ("the gradient", *(f"`{name}`" for name in task.kept_names))
-    if len(kept) != len(expected):
-        _refuse(f"{len(kept)} kept tensors, and not {len(expected)}")
-    for name, tensor, (shape, dtype) in zip(names, (gradient, *kept), (expected[0], *expected), strict=True):
-        if tensor.shape != shape or tensor.dtype is not dtype or tensor.device != x.device:
-            found = f"{name} of shape {tuple(tensor.shape)} and {tensor.dtype} on {tensor.device}"
-            _refuse(f"{found}, and not of {shape} and {dtype} on {x.device}")
-
-
 # dpcdsl::cell
 
 
 def _cell(x: Tensor, weights: list[Tensor], task: str) -> Tensor:
-    known = _known(task)
-    check_arguments(known, x, weights, _evaluation_weights(task, x.device, x.dtype))
+    known = known_task(task)
+    check_arguments(known, x, weights, evaluation_weights(task, x.device, x.dtype))
     return run_evaluation(known, x, dict(zip(known.evaluation_names, weights, strict=True)))
 
 
 def _cell_fake(x: Tensor, weights: list[Tensor], task: str) -> Tensor:
-    shape = (x.shape[0], _known(task).out_channels, x.shape[2], x.shape[3])
+    shape = (x.shape[0], known_task(task).out_channels, x.shape[2], x.shape[3])
     return empty_map(x, shape, x.dtype, side_by_side(x))
 
 
@@ -220,17 +74,17 @@ define("cell(Tensor x, Tensor[] weights, str task) -> Tensor", _cell, _cell_fake
 
 
 def _train(x: Tensor, weights: list[Tensor], task: str, batch_statistics: list[bool]) -> list[Tensor]:
-    known = _known(task)
+    known = known_task(task)
     if known.projection is not None:
-        _refuse("a task with a projection to train", "a projection is trained as a task of its own")
-    check_arguments(known, x, weights, _training_weights(task))
+        refuse("a task with a projection to train", "a projection is trained as a task of its own")
+    check_arguments(known, x, weights, training_weights(task))
     return run_training(
         known, x, dict(zip(known.training_names, weights, strict=True)), _batch(known, batch_statistics)
     )
 
 
 def _train_fake(x: Tensor, weights: list[Tensor], task: str, batch_statistics: list[bool]) -> list[Tensor]:
-    return [empty_map(x, shape, dtype) for shape, dtype in kept_shapes(_known(task), x.shape, x.dtype)]
+    return [empty_map(x, shape, dtype) for shape, dtype in kept_shapes(known_task(task), x.shape, x.dtype)]
 
 
 def _train_backward(
@@ -242,9 +96,9 @@ def _train_backward(
     batch_statistics: list[bool],
     needs_input: bool,
 ) -> list[Tensor]:
-    known = _known(task)
-    check_arguments(known, x, weights, _training_weights(task))
-    _check_kept(x, gradient, kept, known)
+    known = known_task(task)
+    check_arguments(known, x, weights, training_weights(task))
+    check_kept(x, gradient, kept, known)
     names = known.training_names
     named = dict(zip(names, weights, strict=True))
     found = run_backward(
@@ -269,7 +123,7 @@ def _train_backward_fake(
     batch_statistics: list[bool],
     needs_input: bool,
 ) -> list[Tensor]:
-    names = _known(task).training_names
+    names = known_task(task).training_names
     learnt = [weight.new_empty(weight.shape) for name, weight in zip(names, weights, strict=True) if _is_learnt(name)]
     return [empty_map(x, x.shape, x.dtype), *learnt] if needs_input else learnt
 
@@ -277,7 +131,7 @@ def _train_backward_fake(
 def _batch(task: Task, batch_statistics: list[bool]) -> frozenset[str]:
     names = [name for name, _ in task.convolutions]
     if len(batch_statistics) != len(names):
-        _refuse(f"{len(batch_statistics)} choices of statistics for {len(names)} convolutions")
+        refuse(f"{len(batch_statistics)} choices of statistics for {len(names)} convolutions")
     return frozenset(name for name, batch in zip(names, batch_statistics, strict=True) if batch)
 
 
@@ -296,18 +150,18 @@ define(
 
 def _train_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     x, weights, ctx.task, ctx.batch_statistics = inputs
-    names = _known(ctx.task).training_names
+    names = known_task(ctx.task).training_names
     learnt = [weight for name, weight in zip(names, weights, strict=True) if _is_learnt(name)]
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*output[1:])
     # Not the running statistics: they are about to be written. What was used of them is in the output.
     # The result is kept only where a branch reads another's, so that elsewhere it may be written in place.
-    kept = output if any(form.input for form in _known(ctx.task).branches) else output[1:]
+    kept = output if any(form.input for form in known_task(ctx.task).branches) else output[1:]
     ctx.save_for_backward(x, *learnt, *kept)
 
 
 def _train_gradient(ctx: Any, gradients: list[Tensor | None]) -> tuple[Any, ...]:
-    task = _known(ctx.task)
+    task = known_task(ctx.task)
     names = task.training_names
     gradient = gradients[0]
     if gradient is None:
@@ -345,7 +199,7 @@ def _is_batched(gradient: Tensor) -> bool:
 def _differentiable_gradient(
     task: str, gradient: Tensor, x: Tensor, weights: list[Tensor], batch_statistics: list[bool]
 ) -> tuple[Tensor | None, list[Tensor | None]]:
-    known = _known(task)
+    known = known_task(task)
     names = known.training_names
     with torch.enable_grad():
         # Aliases: where x is itself made from the weights, differentiation must stop at this call's own.

@@ -1,388 +1,40 @@
 """How a cell is run: a short list of steps over named maps, in which every fusion is a visible decision.
 
-A plan knows no tensors and no framework. :func:`evaluation` and :func:`training` decide; whoever runs a plan decides
-nothing. ``str(plan)`` is what ``dpc compile --plan`` prints.
-
-Names of maps: ``F`` and ``Y1``, ``Y2``, … as in the cell; ``Y`` their concatenation; ``D1`` a depthwise result; ``P1``
-a product before its normalisation; ``G1`` a pooled grid; ``S1`` a branch at its grid's size; ``Q1`` that, projected;
-``Z`` the projection. Gradients have a ``d`` before the name.
+A plan knows no tensors and no framework. :func:`evaluation`, :func:`training` and :func:`backward` decide; whoever runs
+a plan decides nothing. ``str(plan)`` is what ``dpc compile --plan`` prints.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property, lru_cache
-from itertools import accumulate
-from typing import Any, TypeAlias
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
-from dpcdsl.cell import Cell
-from dpcdsl.errors import Diagnostic, DpcError, nearest
-from dpcdsl.layers import Conventions, Convolution, DepthwiseConvolution, GridPool, Layer, Pooling, Resize, Size
+from dpcdsl.layers import Size
+from dpcdsl_torch.steps import (
+    Concatenate,
+    Convolve,
+    Depthwise,
+    Normalise,
+    Part,
+    Pass,
+    Pool,
+    ResizeTo,
+    Step,
+    describe,
+)
+from dpcdsl_torch.task import FUSIONS, Form, Task
 
 __all__ = [
-    "FUSIONS",
-    "Concatenate",
-    "Convolve",
-    "Depthwise",
-    "Form",
-    "Normalise",
-    "Part",
-    "Pass",
     "Plan",
-    "Pool",
-    "ResizeTo",
-    "Step",
-    "Task",
-    "check_fusions",
-    "evaluation",
-    "form_of",
     "backward",
+    "evaluation",
     "training",
     "training_plan",
 ]
 
-#: What a plan may fuse; each can be left out by name (``without``).
-FUSIONS: dict[str, str] = {
-    "batch_norm": "scales of batch normalisation go into the weights",
-    "epilogue": "bias and ReLU are applied to a product before it leaves the cache",
-    "depthwise": "a depthwise convolution feeds the product block by block, and is never a map",
-    "concatenation": "branches write their channels of the concatenation in place",
-    "group": "branches that read the same map of up to 512 channels are computed in one pass over it",
-    "split_projection": "each branch adds its part of the projection, and the concatenation is never a map",
-    "early_projection": "a pooled branch is projected at its grid's size, before it is resized",
-    "taps": "taps that see only padding at the map's size are dropped",
-    "shared_pooling": "branches that pool the same map to the same grid share the pooling",
-    "release": "a map is given back after its last use",
-    "training": "training runs in passes that gather statistics on the way, and not operator by operator",
-}
-
 #: Channels of a map that several branches read in one pass: a block of a wider one does not stay in the cache.
 GROUPED_CHANNELS = 512
-
-#: What batch normalisation adds to a convolution's name: parameters, then running statistics.
-NORM = ("weight", "bias", "mean", "variance")
-
-
-def check_fusions(names: Iterable[str]) -> frozenset[str]:
-    """The names as a set, or a :class:`DpcError` (DPC062) that names each unknown one."""
-    names = frozenset([names] if isinstance(names, str) else names)
-    unknown = sorted(names - FUSIONS.keys())
-    if unknown:
-        raise DpcError(
-            Diagnostic(
-                "DPC062",
-                f"there is no fusion `{name}`"
-                + (f"; did you mean `{near}`?" if (near := nearest(name, FUSIONS)) else ""),
-                hint=f"fusions: {', '.join(f'`{known}`' for known in FUSIONS)}",
-            )
-            for name in unknown
-        )
-    return names
-
-
-@dataclass(frozen=True)
-class Form:
-    """A branch that the steps can express: [pool to a grid] [depthwise] 1x1 convolution [resize back].
-
-    input: 0 is F, i is Yi. dy, dx: the depthwise taps (empty without). *_norm, *_relu: what follows a convolution.
-    kernel, rate: of the depthwise, to be shown.
-    """
-
-    input: int
-    in_channels: int
-    filters: int
-    norm: bool
-    relu: bool
-    grid: Size | None = None
-    dy: tuple[int, ...] = ()
-    dx: tuple[int, ...] = ()
-    depthwise_norm: bool = False
-    depthwise_relu: bool = False
-    kernel: Size | None = None
-    rate: Size | None = None
-
-    @property
-    def has_depthwise(self) -> bool:
-        return self.kernel is not None
-
-    @property
-    def convolutions(self) -> int:
-        return 2 if self.has_depthwise else 1
-
-
-def form_of(layers: Iterable[Layer], input: int, in_channels: int) -> Form | None:
-    """The branch's form, its rates already multiplied; None for layers that only :mod:`lowering` can run."""
-    known = list(layers)
-    if any(type(layer) not in (Convolution, DepthwiseConvolution, GridPool, Resize) for layer in known):
-        return None  # a subclass exists because it differs
-    match known:
-        case [GridPool() as pool, Convolution(kernel=(1, 1)) as last, Resize()]:
-            return Form(input, in_channels, last.filters, last.batch_norm, last.relu, grid=pool.grid)
-        case [Convolution(kernel=(1, 1)) as last]:
-            return Form(input, in_channels, last.filters, last.batch_norm, last.relu)
-        case [DepthwiseConvolution() as first, Convolution(kernel=(1, 1)) as last]:
-            rows, columns = first.taps(0), first.taps(1)
-            return Form(
-                input,
-                in_channels,
-                last.filters,
-                last.batch_norm,
-                last.relu,
-                dy=tuple(y for y in rows for _ in columns),
-                dx=tuple(x for _ in rows for x in columns),
-                depthwise_norm=first.batch_norm,
-                depthwise_relu=first.relu,
-                kernel=first.kernel,
-                rate=first.rate,
-            )
-    return None
-
-
-@dataclass(frozen=True)
-class Task:
-    """All that a plan depends on. It is also text (:meth:`dumps`), so that it can be an operator's argument."""
-
-    in_channels: int
-    branches: tuple[Form, ...]
-    projection: int | None = None
-    pooling: Pooling = "paper"
-    output_stride: int = 16
-    image_pooling_crop_size: Size | None = None
-    align_corners: bool = True
-    epsilon: tuple[float, ...] = ()
-    backend: str = "auto"
-    without: frozenset[str] = frozenset()
-
-    @property
-    def conventions(self) -> Conventions:
-        return Conventions(self.pooling, self.output_stride, self.image_pooling_crop_size)
-
-    @cached_property
-    def convolutions(self) -> tuple[tuple[str, bool], ...]:
-        """Name of each convolution, in order, and whether batch normalisation follows it."""
-        found = []
-        for number, form in enumerate(self.branches, 1):
-            if form.has_depthwise:
-                found.append((f"{number}.depthwise", form.depthwise_norm))
-            found.append((f"{number}.product", form.norm))
-        if self.projection is not None:
-            found.append(("0.product", True))
-        return tuple(found)
-
-    @cached_property
-    def epsilons(self) -> dict[str, float]:
-        """What is added to the variance at each convolution (``epsilon`` has them in order)."""
-        return {name: epsilon for (name, _), epsilon in zip(self.convolutions, self.epsilon, strict=True)}
-
-    @property
-    def concatenated(self) -> int:
-        return sum(form.filters for form in self.branches)
-
-    @property
-    def out_channels(self) -> int:
-        return self.concatenated if self.projection is None else self.projection
-
-    def channels(self, number: int) -> slice:
-        """Where branch ``number`` (from 1) is in the concatenation."""
-        return self._channels[number - 1]
-
-    @cached_property
-    def _channels(self) -> tuple[slice, ...]:
-        ends = tuple(accumulate(form.filters for form in self.branches))
-        return tuple(slice(end - form.filters, end) for end, form in zip(ends, self.branches, strict=True))
-
-    def readers(self, number: int) -> tuple[int, ...]:
-        """Branches that read F (0) or branch ``number``."""
-        return tuple(reader for reader, form in enumerate(self.branches, 1) if form.input == number)
-
-    def grid_size(self, form: Form, size: Size) -> Size:
-        """The size that a pooled branch's map of ``size`` is pooled to."""
-        assert form.grid is not None
-        return GridPool(form.grid).out_size(size, size, self.conventions)
-
-    @property
-    def splits(self) -> bool:
-        """Whether each branch adds its part of the projection: it must leave its product finished for that."""
-        wanted = ("split_projection", "epilogue", "batch_norm")
-        return self.projection is not None and all(map(self.does, wanted))
-
-    @cached_property
-    def training_names(self) -> tuple[str, ...]:
-        """The weights of training: matrices [taps, C] and [filters, C], then gamma, beta and the running statistics."""
-        return tuple(
-            name
-            for convolution, norm in self.convolutions
-            for name in (convolution, *(f"{convolution}.{part}" for part in NORM if norm))
-        )
-
-    @cached_property
-    def evaluation_names(self) -> tuple[str, ...]:
-        """The weights of an evaluation, in the order in which :func:`dpcdsl_torch.weights.prepare` makes them."""
-        return tuple(self._evaluation_names())
-
-    def _evaluation_names(self) -> Iterator[str]:
-        for convolution, _ in self.convolutions:
-            if convolution == "0.product" and self.splits:
-                yield from (f"{number}.projection" for number in range(1, len(self.branches) + 1))
-            else:
-                yield convolution
-            yield f"{convolution}.shift"
-            if not self.does("batch_norm"):
-                yield f"{convolution}.scale"
-
-    @cached_property
-    def kept_names(self) -> tuple[str, ...]:
-        """What the training passes keep for the way back, in order; first the result itself."""
-        return ("Y", *self._kept_names())
-
-    def _kept_names(self) -> Iterator[str]:
-        owners = set()
-        for number, form in enumerate(self.branches, 1):
-            if form.grid is not None:
-                owner = self.pooled_by(number)
-                if owner not in owners:
-                    owners.add(owner)
-                    yield f"G{owner}"
-            if form.has_depthwise:
-                yield f"D{number}"
-                if form.depthwise_norm:
-                    yield from (f"{number}.depthwise.mean", f"{number}.depthwise.variance")
-            yield f"P{number}"
-            if form.norm:
-                yield from (f"{number}.product.mean", f"{number}.product.variance")
-
-    def pooled_by(self, number: int) -> int:
-        """Of the branches that share a pooling with branch ``number``, the first, which does it."""
-        form = self.branches[number - 1]
-        if not self.does("shared_pooling"):
-            return number
-        return next(
-            other
-            for other, candidate in enumerate(self.branches, 1)
-            if (candidate.input, candidate.grid) == (form.input, form.grid)
-        )
-
-    def does(self, fusion: str) -> bool:
-        return fusion not in self.without
-
-    def dumps(self) -> str:
-        return json.dumps(asdict(replace(self, without=frozenset())) | {"without": sorted(self.without)})
-
-    @staticmethod
-    @lru_cache(maxsize=256)
-    def loads(text: str) -> Task:
-        data: dict[str, Any] = json.loads(text)
-        branches = tuple(Form(**{k: _frozen(v) for k, v in form.items()}) for form in data.pop("branches"))
-        without = frozenset(data.pop("without"))
-        return Task(branches=branches, without=without, **{k: _frozen(v) for k, v in data.items()})
-
-    @classmethod
-    def of(cls, cell: Cell, in_channels: int, conventions: Conventions, **rest: Any) -> Task | None:
-        """The whole cell as one task; None if a branch has no form."""
-        channels = (in_channels, *cell.out_channels(in_channels))
-        forms = [
-            form_of(
-                [layer.dilated(conventions.rate_multiplier) for layer in branch.operator.layers(cell.filters)],
-                branch.input,
-                channels[branch.input],
-            )
-            for branch in cell.branches
-        ]
-        known = tuple(form for form in forms if form is not None)
-        if len(known) != len(forms):
-            return None
-        return cls(
-            in_channels,
-            known,
-            pooling=conventions.pooling,
-            output_stride=conventions.output_stride,
-            image_pooling_crop_size=conventions.image_pooling_crop_size,
-            **rest,
-        )
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-@dataclass(frozen=True)
-class Part:
-    """A convolution of a step: branch ``number``'s (0: the projection's) depthwise, product, or both.
-
-    A negative number is the projection's part for that branch.
-
-    epilogue: bias and ReLU are applied. target: the map that takes the result; None if only the projection needs it.
-    projected: the result is multiplied into the projection.
-    """
-
-    number: int
-    depthwise: bool
-    target: str | None
-    epilogue: bool = True
-    projected: bool = False
-
-
-@dataclass(frozen=True)
-class Convolve:
-    """1x1 convolutions that read one map, each with a depthwise one before it or not."""
-
-    source: str
-    parts: tuple[Part, ...]
-    grids: tuple[str, ...] = ()
-    first: bool = False
-    last: bool = False
-
-
-@dataclass(frozen=True)
-class Depthwise:
-    """A depthwise convolution as a step of its own."""
-
-    source: str
-    target: str
-    number: int
-    epilogue: bool
-
-
-@dataclass(frozen=True)
-class Normalise:
-    """Scale, shift and ReLU of a convolution as a pass of their own, in place. ``depthwise``: of which of the two."""
-
-    target: str
-    number: int
-    depthwise: bool
-
-
-@dataclass(frozen=True)
-class Pool:
-    source: str
-    target: str
-    grid: Size
-
-
-@dataclass(frozen=True)
-class ResizeTo:
-    source: str
-    target: str
-
-
-@dataclass(frozen=True)
-class Concatenate:
-    sources: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Pass:
-    """A pass over the maps of branch ``number``, of :func:`training` or :func:`backward`."""
-
-    kind: str
-    number: int
-    source: str
-    target: str
-
-
-Step: TypeAlias = Convolve | Depthwise | Normalise | Pool | ResizeTo | Concatenate | Pass
 
 
 @dataclass(frozen=True)
@@ -403,7 +55,7 @@ class Plan:
         if task.without:
             lines.append("without " + ", ".join(name for name in FUSIONS if name in task.without))
         for index, (step, released) in enumerate(zip(self.steps, self.released, strict=True), 1):
-            what, *more = _describe(step, task, self.size)
+            what, *more = describe(step, task, self.size)
             lines.append(f"{index:>3}  {what}")
             lines += [f"     {line}" for line in more]
             if released:
@@ -611,11 +263,6 @@ def _reads(step: Step) -> tuple[str, ...]:
     return ()
 
 
-def _in_place(task: Task) -> bool:
-    """Whether branches are ranges of the concatenation."""
-    return task.does("concatenation") and not task.splits
-
-
 def _released(task: Task, steps: tuple[Step, ...]) -> tuple[tuple[str, ...], ...]:
     last: dict[str, int] = {}
     if not task.does("release"):
@@ -628,130 +275,8 @@ def _released(task: Task, steps: tuple[Step, ...]) -> tuple[tuple[str, ...], ...
             sorted(
                 name
                 for name, at in last.items()
-                if at == index and name not in ("F", "Y") and not (name[0] == "Y" and _in_place(task))
+                if at == index and name not in ("F", "Y") and not (name[0] == "Y" and task.in_place)
             )
         )
         for index in range(len(steps))
     )
-
-
-def _describe(step: Step, task: Task, size: Size | None) -> Iterator[str]:
-    match step:
-        case Pool():
-            yield f"{step.source} -> {step.target}: mean of each cell of a {step.grid[0]}x{step.grid[1]} grid"
-        case ResizeTo():
-            yield f"{step.source} -> {_place(step.target, task)}: bilinear resize"
-        case Concatenate():
-            yield f"{', '.join(step.sources)} -> Y: concatenate"
-        case Normalise():
-            name = "depthwise " if step.depthwise else ""
-            yield f"{_place(step.target, task)}: {name}scale, shift{_relu(task, step.number, step.depthwise)}, in place"
-        case Depthwise():
-            yield (
-                f"{step.source} -> {step.target}: {_depthwise(task.branches[step.number - 1], size, task)}"
-                + (f", bias{_relu(task, step.number, True)}" if step.epilogue else "")
-            )
-        case Convolve():
-            yield from _describe_convolve(step, task, size)
-        case Pass():
-            form = task.branches[step.number - 1]
-            yield f"{step.source} -> {_place(step.target, task)}: {_describe_pass(step, form, task, size)}"
-
-
-def _describe_convolve(step: Convolve, task: Task, size: Size | None) -> Iterator[str]:
-    lines = []
-    for part in step.parts:
-        if part.number <= 0:
-            depth = task.branches[-part.number - 1].filters if part.number else task.concatenated
-            product = f"product {depth} to {task.projection}"
-            if part.number:
-                product += f", of the projection's part for Y{-part.number}"
-            elif part.epilogue:
-                product += ", bias, ReLU"
-        else:
-            form = task.branches[part.number - 1]
-            product = f"product {form.in_channels} to {form.filters}"
-            if part.depthwise:
-                product = f"{_depthwise(form, size, task)}, bias{_relu(task, part.number, True)}; {product}"
-            if part.epilogue:
-                product += f", bias{_relu(task, part.number, False)}"
-        places = [_place(part.target, task)] if part.target else []
-        places += ["Z"] if part.projected else []
-        if part.projected and part.number > 0:
-            kept = "kept, and " if part.target else ""
-            product += f"; {kept}product {task.branches[part.number - 1].filters} to {task.projection}, added"
-        elif part.projected:
-            product += ", added"
-        lines.append(f"{step.source} -> {', '.join(places)}: {product}")
-    lines += [f"{grid} -> Z: bilinear resize, added" for grid in step.grids]
-    if step.first:
-        lines.append("Z: begins with the bias")
-    if step.last:
-        lines.append("Z: ReLU, done")
-    yield from lines
-
-
-def _place(name: str, task: Task) -> str:
-    """Where a map lies: a branch's in the concatenation, if there is one in place."""
-    number = int(name[1:]) if name[:1] == "Y" and name[1:] else 0
-    if not number or not _in_place(task):
-        return name
-    channels = task.channels(number)
-    return f"{name} = Y[{channels.start}:{channels.stop}]"
-
-
-def _relu(task: Task, number: int, depthwise: bool) -> str:
-    if number == 0:
-        return ", ReLU"
-    form = task.branches[number - 1]
-    return ", ReLU" if (form.depthwise_relu if depthwise else form.relu) else ""
-
-
-def _depthwise(form: Form, size: Size | None, task: Task) -> str:
-    assert form.kernel is not None
-    assert form.rate is not None
-    text = f"depthwise {form.kernel[0]}x{form.kernel[1]} rate {form.rate[0]}x{form.rate[1]}"
-    if size and task.does("taps"):
-        inside = len(taps_inside(form, size))
-        if inside < len(form.dy):
-            text += f" ({inside} of {len(form.dy)} taps)"
-    return text
-
-
-def taps_inside(form: Form, size: Size) -> tuple[int, ...]:
-    """Taps that see more than padding somewhere on a map of ``size``."""
-    return tuple(
-        t for t, (y, x) in enumerate(zip(form.dy, form.dx, strict=True)) if abs(y) < size[0] and abs(x) < size[1]
-    )
-
-
-def _describe_pass(step: Pass, form: Form, task: Task, size: Size | None) -> str:
-    statistics = ", statistics" if form.norm else ""
-    relu = ", ReLU" if form.relu else ""
-    match step.kind:
-        case "pool":
-            assert form.grid is not None
-            return f"mean of each cell of a {form.grid[0]}x{form.grid[1]} grid"
-        case "depthwise":
-            return _depthwise(form, size, task) + (", statistics" if form.depthwise_norm else "")
-        case "product":
-            before = "normalise, ReLU; " if form.has_depthwise else ""
-            return f"{before}product {form.in_channels} to {form.filters}{statistics}"
-        case "resize":
-            return f"{'normalise' if form.norm else 'as it is'}{relu}; bilinear resize"
-        case "normalise":
-            return f"{'normalise' if form.norm else 'as it is'}{relu}"
-        case "sums":
-            return "through the ReLU; sums for the normalisation's gradient"
-        case "product_backward":
-            after = "; through the ReLU, sums" if form.has_depthwise else ", added" if form.grid is None else ""
-            return f"through ReLU and normalisation; weight's gradient, and input's{after}"
-        case "normalise_backward":
-            return "through the normalisation, in place"
-        case "depthwise_backward":
-            return f"{_depthwise(form, size, task)}: weight's gradient, and input's, added"
-        case "resize_backward":
-            return "bilinear resize, backward"
-        case "pool_backward":
-            return "mean, backward, added"
-    raise AssertionError(step.kind)

@@ -26,6 +26,7 @@ __all__ = [
     "MapResize",
     "SameConvolution",
     "SlidingMean",
+    "check_features",
     "parameter_groups",
     "weight_decay_parameters",
 ]
@@ -173,6 +174,28 @@ class EagerOperator(nn.Sequential):
         return input
 
 
+def check_features(features: Tensor, in_channels: int) -> None:
+    """Raise :class:`DpcError` (DPC062) unless it is a map [N, C, H, W] of ``in_channels`` channels, from 1x1 up."""
+    shape = tuple(features.shape)
+    if len(shape) != 4:
+        raise DpcError.of(
+            "DPC062",
+            f"a cell runs on a map [N, C, H, W], not on a tensor of {len(shape)} dimensions",
+            hint="a single map becomes a batch of one by `features.unsqueeze(0)`" if len(shape) == 3 else None,
+        )
+    if shape[1] != in_channels:
+        last = shape[3] == in_channels
+        raise DpcError.of(
+            "DPC062",
+            f"the cell was built for {in_channels} channels, and the map has {shape[1]}",
+            hint="the map looks like [N, H, W, C]; turn it by `features.permute(0, 3, 1, 2)`"
+            if last
+            else "in_channels is the number of channels of the backbone's last feature map",
+        )
+    if not (shape[2] and shape[3]):
+        raise DpcError.of("DPC062", f"the map has no positions: its size is {shape[2]}x{shape[3]}")
+
+
 class EagerCell(nn.Module):
     """A Dense Prediction Cell as a trainable module: [N, ``in_channels``, H, W] to [N, ``out_channels``, H, W].
 
@@ -281,7 +304,7 @@ class EagerCell(nn.Module):
 
     def concatenate(self, features: Tensor) -> Tensor:
         """All branches' outputs concatenated, before dropout and projection: [N, sum of channels, H, W]."""
-        self._check_features(features)
+        check_features(features, self.in_channels)
         maps = [features]
         for number, (source, operator) in enumerate(zip(self._inputs, self.branches, strict=True), 1):
             maps.append(operator(maps[source]))
@@ -297,26 +320,6 @@ class EagerCell(nn.Module):
         else:
             projected = self.dropout(self.projection(x))
         return projected
-
-    def _check_features(self, features: Tensor) -> None:
-        shape = tuple(features.shape)
-        if len(shape) != 4:
-            raise DpcError.of(
-                "DPC062",
-                f"a cell runs on a map [N, C, H, W], not on a tensor of {len(shape)} dimensions",
-                hint="a single map becomes a batch of one by `features.unsqueeze(0)`" if len(shape) == 3 else None,
-            )
-        if shape[1] != self.in_channels:
-            last = shape[3] == self.in_channels
-            raise DpcError.of(
-                "DPC062",
-                f"the cell was built for {self.in_channels} channels, and the map has {shape[1]}",
-                hint="the map looks like [N, H, W, C]; turn it by `features.permute(0, 3, 1, 2)`"
-                if last
-                else "in_channels is the number of channels of the backbone's last feature map",
-            )
-        if not (shape[2] and shape[3]):
-            raise DpcError.of("DPC062", f"the map has no positions: its size is {shape[2]}x{shape[3]}")
 
     def _check_output(self, number: int, output: Tensor, features: Tensor) -> None:
         # Only a lowering from outside can get here; torch.cat would not say whose map it was.

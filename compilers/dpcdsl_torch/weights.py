@@ -11,8 +11,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from dpcdsl_torch.execution import primitives_for, vector_dtype
-from dpcdsl_torch.plan import NORM, Task
+from dpcdsl_torch.maps import primitives_for, vector_dtype
+from dpcdsl_torch.task import NORM, Task
 
 __all__ = ["prepare"]
 

@@ -33,7 +33,7 @@ from dpcdsl.errors import DpcError
 from dpcdsl.layers import Convolution, DepthwiseConvolution, GridPool, Layer, Resize
 from dpcdsl.operators import Operator, OperatorKind
 from dpcdsl_torch import EagerCell, build, compile_cell, lowering, memory
-from dpcdsl_torch.plan import FUSIONS
+from dpcdsl_torch.task import FUSIONS
 
 if TYPE_CHECKING:
     from .conftest import Golden

@@ -21,7 +21,7 @@ from dpcdsl import DpcError
 from dpcdsl.layers import Convolution, DepthwiseConvolution, GridPool, Resize
 from dpcdsl_torch.decomposition import decomposed
 from dpcdsl_torch.depthwise import depthwise_conv2d
-from dpcdsl_torch.plan import FUSIONS, Form, Task, form_of
+from dpcdsl_torch.task import FUSIONS, Form, Task, form_of
 from dpcdsl_torch.weights import prepare
 
 OPS = torch.ops.dpcdsl

@@ -1,283 +1,20 @@
-"""Runs a plan: maps by name, one primitive a step. What is fused is decided in :mod:`dpcdsl_torch.plan`, not here."""
+"""Runs the passes of training, forward and back, one primitive a pass; :mod:`.plan` lists them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F  # noqa: N812 (the name everyone gives it)
 from torch import Tensor
 
-from dpcdsl.layers import Size
-from dpcdsl_torch import aten, memory, native
-from dpcdsl_torch.plan import (
-    Concatenate,
-    Convolve,
-    Depthwise,
-    Form,
-    Normalise,
-    Pass,
-    Pool,
-    ResizeTo,
-    Task,
-    backward,
-    evaluation,
-    taps_inside,
-    training,
-)
-from dpcdsl_torch.primitives import Affine, Branch, Moments, NormGradient, Primitives, Projection, Taps
+from dpcdsl_torch.maps import Maps, chosen_taps, pool, pool_backward, primitives_for, taps_of, vector_dtype
+from dpcdsl_torch.plan import backward, training
+from dpcdsl_torch.primitives import Affine, Moments, NormGradient
+from dpcdsl_torch.steps import Pass
+from dpcdsl_torch.task import Form, Task
 
-__all__ = ["kept_shapes", "primitives_for", "run_backward", "run_evaluation", "run_training"]
-
-
-def primitives_for(task: Task, device: torch.device, dtype: torch.dtype) -> Primitives:
-    """What runs a task's maps of ``dtype`` on ``device``."""
-    if task.backend != "aten" and device.type == "cpu" and dtype in (torch.float32, torch.bfloat16):
-        found = native.primitives()
-        if found is not None and all(len(form.dy) <= native.MOST_TAPS for form in task.branches):
-            return found
-    return aten.PRIMITIVES
-
-
-def vector_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Type of statistics, biases and pooled maps, for maps of ``dtype``."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def side_by_side(x: Tensor) -> bool:
-    """Whether channels lie side by side, and so whether the result is channels_last."""
-    return x.stride(1) == 1
-
-
-class _Maps:
-    """Makes maps: large ones from kept memory."""
-
-    def __init__(self, x: Tensor) -> None:
-        self.device, self.dtype, self.batch = x.device, x.dtype, x.shape[0]
-        self.size: Size = (x.shape[2], x.shape[3])
-
-    def empty(self, channels: int, size: Size | None = None, dtype: torch.dtype | None = None) -> Tensor:
-        shape = (self.batch, channels, *(size or self.size))
-        if self.device.type == "cpu":
-            return memory.empty(shape, dtype or self.dtype)
-        return torch.empty(shape, dtype=dtype or self.dtype, device=self.device, memory_format=torch.channels_last)
-
-    def channels_last(self, x: Tensor, primitives: Primitives) -> Tensor:
-        if side_by_side(x):
-            return x
-        copy = self.empty(x.shape[1])
-        primitives.copy(x, copy)
-        return copy
-
-
-def _taps(form: Form, chosen: tuple[int, ...] | None) -> Taps:
-    if chosen is None:
-        return Taps(form.dy, form.dx)
-    return Taps(tuple(form.dy[t] for t in chosen), tuple(form.dx[t] for t in chosen))
-
-
-def _chosen(task: Task, form: Form, size: Size) -> tuple[int, ...] | None:
-    """The taps worth visiting on maps of ``size``, None for all."""
-    inside = taps_inside(form, size)
-    return inside if task.does("taps") and len(inside) < len(form.dy) else None
-
-
-def _window(task: Task, form: Form, size: Size) -> Size:
-    assert form.grid is not None
-    return (
-        task.conventions.sliding_window(0, form.grid[0], size[0]),
-        task.conventions.sliding_window(1, form.grid[1], size[1]),
-    )
-
-
-def _pool(task: Task, form: Form, x: Tensor, primitives: Primitives) -> Tensor:
-    assert form.grid is not None
-    if task.pooling == "paper":
-        return primitives.pool(x, form.grid)
-    height, width = _window(task, form, (x.shape[2], x.shape[3]))
-    # The mean of means along each axis: h + w additions a position, and not h w.
-    rows = F.avg_pool2d(x.to(vector_dtype(x.dtype)), (height, 1), stride=1)
-    return F.avg_pool2d(rows, (1, width), stride=1).contiguous(memory_format=torch.channels_last)
-
-
-def _pool_backward(task: Task, form: Form, g: Tensor, dx: Tensor, add: bool, primitives: Primitives) -> None:
-    if task.pooling == "paper":
-        primitives.pool_backward(g, dx, add)
-        return
-    height, width = _window(task, form, (dx.shape[2], dx.shape[3]))
-    # The mean of a window, backwards, is the mean over the windows that a position is in, of a map padded with zeros.
-    padded = F.pad(g, (width - 1, width - 1, height - 1, height - 1))
-    spread = F.avg_pool2d(F.avg_pool2d(padded, (height, 1), stride=1), (1, width), stride=1)
-    if add:
-        dx.add_(spread)
-    else:
-        dx.copy_(spread)
-
-
-# Evaluation
-
-
-def run_evaluation(task: Task, x: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
-    """The task's result; ``weights`` as :func:`dpcdsl_torch.weights.prepare` names them."""
-    return _Evaluation(task, x, weights).run()
-
-
-class _Evaluation:
-    def __init__(self, task: Task, x: Tensor, weights: Mapping[str, Tensor]) -> None:
-        self.task, self.weights = task, weights
-        self.primitives = primitives_for(task, x.device, x.dtype)
-        self.make = _Maps(x)
-        self.channels_last = side_by_side(x)
-        self.maps: dict[str, Tensor] = {"F": self.make.channels_last(x, self.primitives)}
-        self.plan = evaluation(task)
-        if not task.splits and (task.projection is None or task.does("concatenation")):
-            self.maps["Y"] = self.make.empty(task.concatenated)
-            if task.does("concatenation"):
-                for number in range(1, len(task.branches) + 1):
-                    self.maps[f"Y{number}"] = self.maps["Y"][:, task.channels(number)]
-
-    def run(self) -> Tensor:
-        for step, released in zip(self.plan.steps, self.plan.released, strict=True):
-            match step:
-                case Convolve():
-                    self._convolve(step)
-                case Depthwise():
-                    self._depthwise(step)
-                case Normalise():
-                    key = f"{step.number}.depthwise" if step.depthwise else f"{step.number}.product"
-                    target = self.maps[step.target]
-                    affine = Affine(
-                        self._scale(key), self.weights[f"{key}.shift"], self._relu(step.number, step.depthwise)
-                    )
-                    self.primitives.affine(target, affine, target)
-                case Pool():
-                    form = self.task.branches[int(step.target[1:]) - 1]
-                    self.maps[step.target] = _pool(self.task, form, self.maps[step.source], self.primitives)
-                case ResizeTo():
-                    target = self._target(step.target)
-                    self.primitives.resize(self.maps[step.source], target, self.task.align_corners)
-                case Concatenate():
-                    whole = self.maps.setdefault("Y", self.make.empty(self.task.concatenated))
-                    for number, name in enumerate(step.sources, 1):
-                        whole[:, self.task.channels(number)].copy_(self.maps[name])
-            for name in released:
-                del self.maps[name]
-        whole = self.maps["Y" if self.task.projection is None else "Z"]
-        if self.channels_last or self.task.splits:
-            return whole
-        result = torch.empty(whole.shape, dtype=whole.dtype, device=whole.device)
-        self.primitives.copy(whole, result)
-        return result
-
-    def _scale(self, key: str) -> Tensor:
-        shift = self.weights[f"{key}.shift"]
-        return torch.ones_like(shift) if self.task.does("batch_norm") else self.weights[f"{key}.scale"]
-
-    def _relu(self, number: int, depthwise: bool) -> bool:
-        if number == 0:
-            return True
-        form = self.task.branches[number - 1]
-        return form.depthwise_relu if depthwise else form.relu
-
-    def _target(self, name: str) -> Tensor:
-        """The map a step writes, made if it is not part of another."""
-        found = self.maps.get(name)
-        if found is None:
-            number = int(name[1:] or 0)
-            kind = name[0]
-            size, dtype = None, None
-            channels = self.task.projection or 0
-            if kind == "D":
-                channels = self.task.branches[number - 1].in_channels
-            elif kind in "YS" and number:
-                channels = self.task.branches[number - 1].filters
-            if kind in "SQ":
-                size = self.task.grid_size(self.task.branches[number - 1], self.make.size)
-                dtype = vector_dtype(self.make.dtype)
-            if kind == "Z" and self.task.splits and not self.channels_last:
-                found = torch.empty(
-                    (self.make.batch, channels, *self.make.size), dtype=self.make.dtype, device=self.make.device
-                )
-            else:
-                found = self.make.empty(channels, size, dtype)
-            self.maps[name] = found
-        return found
-
-    def _depthwise(self, step: Depthwise) -> None:
-        form = self.task.branches[step.number - 1]
-        key = f"{step.number}.depthwise"
-        chosen = _chosen(self.task, form, self.make.size)
-        weight = self.weights[key] if chosen is None else self.weights[key][list(chosen)]
-        target = self._target(step.target)
-        self.primitives.depthwise(self.maps[step.source], weight, _taps(form, chosen), target, False)
-        if step.epilogue:
-            shift = self.weights[f"{key}.shift"]
-            self.primitives.affine(target, Affine(torch.ones_like(shift), shift, form.depthwise_relu), target)
-
-    def _convolve(self, step: Convolve) -> None:
-        if any(part.projected and part.number < 0 for part in step.parts):
-            self._project_map(step)
-            return
-        branches = []
-        for part in step.parts:
-            depthwise = None
-            number = part.number
-            form = self.task.branches[abs(number) - 1] if number else None
-            if part.depthwise:
-                assert form is not None
-                key = f"{number}.depthwise"
-                chosen = _chosen(self.task, form, self.make.size)
-                weight = self.weights[key] if chosen is None else self.weights[key][list(chosen)]
-                depthwise = (_taps(form, chosen), weight, self.weights[f"{key}.shift"], form.depthwise_relu)
-            key = "0.product" if number == 0 else f"{number}.product" if number > 0 else f"{-number}.projection"
-            filters = form.filters if form and number > 0 else self.task.projection or 0
-            branches.append(
-                Branch(
-                    depthwise,
-                    self.weights[key],
-                    filters,
-                    self.weights[f"{key}.shift"] if part.epilogue else None,
-                    part.epilogue and self._relu(number, False),
-                    None if part.target is None else self._target(part.target),
-                    self.weights[f"{number}.projection"] if part.projected and number > 0 else None,
-                )
-            )
-        projecting = bool(step.grids) or any(part.projected for part in step.parts)
-        self.primitives.evaluate(self.maps[step.source], branches, self._projection(step) if projecting else None)
-
-    def _project_map(self, step: Convolve) -> None:
-        """The projection's part of a branch that is a map already: a product, added as a grid of the map's own size."""
-        (part,) = step.parts
-        source = self.maps[step.source]
-        assert self.task.projection is not None
-        whole = self.make.empty(self.task.projection)
-        weight = self.weights[f"{-part.number}.projection"]
-        self.primitives.evaluate(source, [Branch(None, weight, self.task.projection, None, False, whole)], None)
-        projection = self._projection(step)
-        grids = (*projection.grids, whole.to(vector_dtype(whole.dtype)))
-        self.primitives.evaluate(source, [], replace(projection, grids=grids))
-
-    def _projection(self, step: Convolve) -> Projection:
-        vectors = vector_dtype(self.make.dtype)
-        if not (step.first and step.last) and "sum" not in self.maps:
-            assert self.task.projection is not None
-            self.maps["sum"] = self.make.empty(self.task.projection, dtype=vectors)
-        return Projection(
-            self.task.projection or 0,
-            self.weights["0.product.shift"],
-            True,
-            step.first,
-            step.last,
-            self.maps.get("sum"),
-            self._target("Z"),
-            tuple(self.maps[name] for name in step.grids),
-            self.task.align_corners,
-        )
-
-
-# Training
+__all__ = ["kept_shapes", "run_backward", "run_training"]
 
 
 class _Norm(NamedTuple):
@@ -346,7 +83,7 @@ class _Training:
     ) -> None:
         self.task, self.weights, self.batch, self.maps = task, weights, batch, kept
         self.primitives = primitives_for(task, x.device, x.dtype)
-        self.make = _Maps(x)
+        self.make = Maps(x)
         self.vectors = vector_dtype(x.dtype)
         self.maps["F"] = self.make.channels_last(x, self.primitives)
         self._norms: dict[str, _Norm] = {}
@@ -404,16 +141,16 @@ class _Forward(_Training):
         return [self.maps[name] for name in self.task.kept_names]
 
     def _pool(self, step: Pass, form: Form) -> None:
-        self.maps[step.target] = _pool(self.task, form, self.input(form), self.primitives)
+        self.maps[step.target] = pool(self.task, form, self.input(form), self.primitives)
 
     def _depthwise(self, step: Pass, form: Form) -> None:
         key = f"{step.number}.depthwise"
         self.maps[step.target] = self.make.empty(form.in_channels)
-        chosen = _chosen(self.task, form, self.make.size)
+        chosen = chosen_taps(self.task, form, self.make.size)
         weight = self.weights[key] if chosen is None else self.weights[key][list(chosen)]
         gathers = form.depthwise_norm and key in self.batch
         moments = self.primitives.depthwise(
-            self.input(form), weight, _taps(form, chosen), self.maps[step.target], gathers
+            self.input(form), weight, taps_of(form, chosen), self.maps[step.target], gathers
         )
         self._remember(key, form.depthwise_norm, moments)
 
@@ -547,11 +284,11 @@ class _Backward(_Training):
 
     def _depthwise(self, step: Pass, form: Form) -> None:
         whole = self.weights[f"{step.number}.depthwise"]
-        chosen = _chosen(self.task, form, self.make.size)
+        chosen = chosen_taps(self.task, form, self.make.size)
         weight = whole if chosen is None else whole[list(chosen)]
         target, add = self._target(form.input)
         dw = self.primitives.depthwise_backward(
-            self.gradients.pop(step.source), self.input(form), weight, _taps(form, chosen), target, add
+            self.gradients.pop(step.source), self.input(form), weight, taps_of(form, chosen), target, add
         )
         assert dw is not None
         if chosen is not None:  # a tap that saw only padding has no gradient
@@ -564,7 +301,7 @@ class _Backward(_Training):
         target, add = self._target(form.input)
         small = self.gradients.pop(step.source)
         if target is not None:
-            _pool_backward(self.task, form, small, target, add, self.primitives)
+            pool_backward(self.task, form, small, target, add, self.primitives)
 
     def _target(self, number: int) -> tuple[Tensor | None, bool]:
         """Where the gradient of F (0) or of branch ``number`` is gathered, and whether something is there already."""

@@ -1,0 +1,107 @@
+"""Maps, and what evaluation and training both do to them: which primitives run, taps worth visiting, poolings."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (the name everyone gives it)
+from torch import Tensor
+
+from dpcdsl.layers import Size
+from dpcdsl_torch import aten, memory, native
+from dpcdsl_torch.primitives import Primitives, Taps
+from dpcdsl_torch.task import Form, Task, taps_inside
+
+__all__ = [
+    "Maps",
+    "chosen_taps",
+    "pool",
+    "pool_backward",
+    "primitives_for",
+    "side_by_side",
+    "taps_of",
+    "vector_dtype",
+]
+
+
+def primitives_for(task: Task, device: torch.device, dtype: torch.dtype) -> Primitives:
+    """What runs a task's maps of ``dtype`` on ``device``."""
+    if task.backend != "aten" and device.type == "cpu" and dtype in (torch.float32, torch.bfloat16):
+        found = native.primitives()
+        if found is not None and all(len(form.dy) <= native.MOST_TAPS for form in task.branches):
+            return found
+    return aten.PRIMITIVES
+
+
+def vector_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Type of statistics, biases and pooled maps, for maps of ``dtype``."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def side_by_side(x: Tensor) -> bool:
+    """Whether channels lie side by side, and so whether the result is channels_last."""
+    return x.stride(1) == 1
+
+
+class Maps:
+    """Makes maps: large ones from kept memory."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.device, self.dtype, self.batch = x.device, x.dtype, x.shape[0]
+        self.size: Size = (x.shape[2], x.shape[3])
+
+    def empty(self, channels: int, size: Size | None = None, dtype: torch.dtype | None = None) -> Tensor:
+        shape = (self.batch, channels, *(size or self.size))
+        if self.device.type == "cpu":
+            return memory.empty(shape, dtype or self.dtype)
+        return torch.empty(shape, dtype=dtype or self.dtype, device=self.device, memory_format=torch.channels_last)
+
+    def channels_last(self, x: Tensor, primitives: Primitives) -> Tensor:
+        if side_by_side(x):
+            return x
+        copy = self.empty(x.shape[1])
+        primitives.copy(x, copy)
+        return copy
+
+
+def taps_of(form: Form, chosen: tuple[int, ...] | None) -> Taps:
+    if chosen is None:
+        return Taps(form.dy, form.dx)
+    return Taps(tuple(form.dy[t] for t in chosen), tuple(form.dx[t] for t in chosen))
+
+
+def chosen_taps(task: Task, form: Form, size: Size) -> tuple[int, ...] | None:
+    """The taps worth visiting on maps of ``size``, None for all."""
+    inside = taps_inside(form, size)
+    return inside if task.does("taps") and len(inside) < len(form.dy) else None
+
+
+def _window(task: Task, form: Form, size: Size) -> Size:
+    assert form.grid is not None
+    return (
+        task.conventions.sliding_window(0, form.grid[0], size[0]),
+        task.conventions.sliding_window(1, form.grid[1], size[1]),
+    )
+
+
+def pool(task: Task, form: Form, x: Tensor, primitives: Primitives) -> Tensor:
+    assert form.grid is not None
+    if task.pooling == "paper":
+        return primitives.pool(x, form.grid)
+    height, width = _window(task, form, (x.shape[2], x.shape[3]))
+    # The mean of means along each axis: h + w additions a position, and not h w.
+    rows = F.avg_pool2d(x.to(vector_dtype(x.dtype)), (height, 1), stride=1)
+    return F.avg_pool2d(rows, (1, width), stride=1).contiguous(memory_format=torch.channels_last)
+
+
+def pool_backward(task: Task, form: Form, g: Tensor, dx: Tensor, add: bool, primitives: Primitives) -> None:
+    if task.pooling == "paper":
+        primitives.pool_backward(g, dx, add)
+        return
+    height, width = _window(task, form, (dx.shape[2], dx.shape[3]))
+    # The mean of a window, backwards, is the mean over the windows that a position is in, of a map padded with zeros.
+    padded = F.pad(g, (width - 1, width - 1, height - 1, height - 1))
+    spread = F.avg_pool2d(F.avg_pool2d(padded, (height, 1), stride=1), (1, width), stride=1)
+    if add:
+        dx.add_(spread)
+    else:
+        dx.copy_(spread)
