@@ -24,8 +24,6 @@ __all__ = ["DTYPES", "MOST_TAPS", "NativePrimitives", "primitives"]
 #: How many taps a depthwise kernel may have here (kMostTaps of depthwise.h).
 MOST_TAPS = 1024
 
-_COLUMNS = 32  # rows of weights are padded to a multiple of it (kColumns of gemm.h)
-_PAGE = 1024  # floats; rows that are as far apart fall into the same lines of the cache
 _NO_FLOOR = float("-inf")
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
 _NOWHERE = Taps((1 << 40,), (0,))  # a tap that is outside every map
@@ -70,7 +68,6 @@ class _Branch(ctypes.Structure):
     _fields_ = (
         ("depthwise", _Depthwise),
         ("weight", c_void_p),
-        ("row", c_int64),
         ("filters", c_int64),
         ("bias", c_void_p),
         ("floor", c_float),
@@ -83,7 +80,6 @@ class _Branch(ctypes.Structure):
 class _Projection(ctypes.Structure):
     _fields_ = (
         ("filters", c_int64),
-        ("row", c_int64),
         ("bias", c_void_p),
         ("floor", c_float),
         ("first", c_int32),
@@ -109,9 +105,9 @@ _ARGUMENTS = {
     "dpc_evaluate": (_MapP, c_int64, _BranchP, _ProjectionP, c_int),
     "dpc_depthwise": (_MapP, _DepthwiseP, _MapP, c_void_p, c_void_p),
     "dpc_depthwise_backward": (_MapP, _MapP, _DepthwiseP, _MapP, c_int, c_void_p),
-    "dpc_pointwise": (_MapP, _AffineP, c_void_p, c_int64, _MapP, c_void_p, c_void_p),
+    "dpc_pointwise": (_MapP, _AffineP, c_void_p, _MapP, c_void_p, c_void_p),
     "dpc_pointwise_backward": (
-        *(_MapP, _MapP, _MapP, _NormGradientP, _MapP, _AffineP, c_void_p, c_int64, _MapP, c_int, c_void_p),
+        *(_MapP, _MapP, _MapP, _NormGradientP, _MapP, _AffineP, c_void_p, _MapP, c_int, c_void_p),
         *(c_void_p, c_void_p, c_void_p, c_void_p),
     ),
     "dpc_affine": (_MapP, _AffineP, _MapP),
@@ -131,7 +127,7 @@ def _checked(status: int, kernel: Any, _: Any) -> None:
 
 
 def _declare(library: ctypes.CDLL) -> None:
-    library.dpc_has_pairs.argtypes = ()
+    library.dpc_has_pairs.argtypes = library.dpc_panel.argtypes = ()
     for name, arguments in _ARGUMENTS.items():
         kernel = getattr(library, name)
         kernel.argtypes = (*arguments, c_int)
@@ -232,7 +228,7 @@ def _branch(branch: Branch, x: Tensor) -> _Branch:
     assert weight.dtype is torch.float32 or weight.dtype is x.dtype
     assert projection is None or (projection.is_contiguous() and projection.dtype is weight.dtype)
     structure = _Branch(
-        *(depthwise, weight.data_ptr(), weight.shape[1], branch.filters, _address(bias), _floor(branch.relu), out),
+        *(depthwise, weight.data_ptr(), branch.filters, _address(bias), _floor(branch.relu), out),
         _address(projection),
     )
     structure.kept = depthwise, bias, weight, projection
@@ -247,11 +243,6 @@ def _output(tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, matrix: 
     assert view.stride_c == 1
     assert not matrix or _is_matrix(view)
     return view
-
-
-def _row(filters: int) -> int:
-    row = -(-filters // _COLUMNS) * _COLUMNS
-    return row if row % _PAGE else row + _COLUMNS
 
 
 _Sums: TypeAlias = tuple[Tensor, Tensor]
@@ -281,19 +272,21 @@ class NativePrimitives:
         _declare(library)
         self._library = library
         self._has_pairs = bool(library.dpc_has_pairs())
+        self._panel = int(library.dpc_panel())
 
     def prepare(self, weight: Tensor, dtype: object) -> Tensor:
-        """[depth, row] in fp32; or, for bf16 where the processor multiplies pairs, [depth / 2, row, 2] in bf16.
-
-        ``row`` is the filters and zeros after them. It is no multiple of 4096 bytes, where rows would push each other
-        out of the cache.
+        """Panels of as many filters as a tile of the product has, zeros after the last: [panels, depth, panel] in fp32;
+        or, for bf16 where the processor multiplies pairs, [panels, depth / 2, panel, 2] in bf16.
         """
-        filters, depth = weight.shape
-        row = _row(filters)
         if dtype is torch.bfloat16 and self._has_pairs:
-            wide = F.pad(weight.to(torch.bfloat16), (0, depth % 2, 0, row - filters))
-            return wide.reshape(row, (depth + 1) // 2, 2).permute(1, 0, 2).contiguous()
-        return F.pad(weight.to(torch.float32).t(), (0, row - filters)).contiguous()
+            return self._panels(weight.to(torch.bfloat16), 2)
+        return self._panels(weight.to(torch.float32), 1)
+
+    def _panels(self, weight: Tensor, together: int) -> Tensor:
+        filters, depth = weight.shape
+        wide = F.pad(weight, (0, -depth % together, 0, -filters % self._panel))
+        panels = wide.reshape(-1, self._panel, wide.shape[1] // together, together)
+        return panels.transpose(1, 2).contiguous()
 
     def copy(self, source: Tensor, out: Tensor) -> None:
         assert source.shape == out.shape
@@ -337,7 +330,7 @@ class NativePrimitives:
         prepared = self.prepare(weight, torch.float32)
         mean, deviations = _double_vectors(filters) if moments else (None, None)
         self._library.dpc_pointwise(
-            *(self._matrix(x), _affine(before), prepared.data_ptr(), prepared.shape[1], p),
+            *(self._matrix(x), _affine(before), prepared.data_ptr(), p),
             *(_address(mean), _address(deviations), torch.get_num_threads()),
         )
         return None if mean is None or deviations is None else Moments(mean, deviations, n * h * w)
@@ -382,14 +375,14 @@ class NativePrimitives:
             ), None if statistics is None else _double_zeros(depth)
         one, two = self._incoming(gradients, p)
         target = None if dx is None else _output(dx, x.shape, x.dtype, matrix=True)
-        weight = _vector(weight if depth % _COLUMNS == 0 else F.pad(weight, (0, -depth % _COLUMNS)))
+        prepared = self._panels(weight.t().to(torch.float32), 1)
         mean, inverse = (None, None) if statistics is None else (_vector(statistics[0]), _vector(statistics[1]))
         sums = None if statistics is None else _double_vectors(depth)
         plain, by_value = (None, None) if sums is None else sums
         dw = torch.empty(filters, depth, dtype=torch.float32, device="cpu")
         self._library.dpc_pointwise_backward(
             *(one, two, self._matrix(p), _norm_gradient(norm), self._matrix(x), _affine(before)),
-            *(weight.data_ptr(), weight.shape[1], target, add, dw.data_ptr()),
+            *(prepared.data_ptr(), target, add, dw.data_ptr()),
             *(_address(mean), _address(inverse), _address(plain), _address(by_value), torch.get_num_threads()),
         )
         return dw, sums
@@ -480,7 +473,7 @@ class NativePrimitives:
         assert all(grid.kept.dtype is torch.float32 for grid in grids)
         array = (_Map * len(grids))(*grids)
         structure = _Projection(
-            *(filters, _row(filters), bias.data_ptr(), _floor(projection.relu)),
+            *(filters, bias.data_ptr(), _floor(projection.relu)),
             *(projection.first, projection.last, total, out),
             *(len(grids), ctypes.addressof(array), projection.align_corners),
         )

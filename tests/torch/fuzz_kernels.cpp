@@ -304,38 +304,36 @@ double clamped(double value, float floor) { return value < floor ? floor : value
 
 bool inside(int64_t at, int64_t size) { return at >= 0 && at < size; }
 
-// A weight [depth, row] of a product, zeros beyond `filters`; fp32 or bf16 in pairs of rows. Values dense [depth, filters].
+// A weight of a product in panels, zeros beyond `filters`; fp32 or bf16 in pairs of rows. Values dense [depth, filters].
 struct Product {
-  int64_t row;
   Array<float> wide;
   Array<BFloat16> pairs;
   std::vector<double> values;
   const void* data() const { return wide.size ? static_cast<const void*>(wide.data()) : pairs.data(); }
 };
 
-Product product_weight(int64_t depth, int64_t filters, bool in_pairs, int64_t row) {
+Product product_weight(int64_t depth, int64_t filters, bool in_pairs) {
   Product p;
-  p.row = row;
+  const int64_t columns = padded(filters), rows = in_pairs ? depth + depth % 2 : depth;
   p.values.resize(depth * filters);
   for (double& value : p.values) value = double(number(-4, 4)) / 4;
   if (in_pairs) {
-    p.pairs = Array<BFloat16>((depth + 1) / 2 * row * 2);
+    p.pairs = Array<BFloat16>(rows * columns);
     std::memset(static_cast<void*>(p.pairs.data()), 0, p.pairs.size * 2);
   } else {
-    p.wide = Array<float>(depth * row);
+    p.wide = Array<float>(rows * columns);
     std::fill(p.wide.data(), p.wide.data() + p.wide.size, 0.0f);
   }
   for (int64_t k = 0; k < depth; k++)
     for (int64_t f = 0; f < filters; f++) {
+      const int64_t panel = f / kTile * kTile * rows, column = f % kTile;
       if (in_pairs)
-        put(p.values[k * filters + f], &p.pairs[(k / 2 * row + f) * 2 + k % 2]);
+        put(p.values[k * filters + f], &p.pairs[panel + (k / 2 * kTile + column) * 2 + k % 2]);
       else
-        p.wide[k * row + f] = float(p.values[k * filters + f]);
+        p.wide[panel + k * kTile + column] = float(p.values[k * filters + f]);
     }
   return p;
 }
-
-int64_t some_row(int64_t filters) { return padded(filters) + (chance(25) ? kColumns : 0); }
 
 // The reference's convolution, with bias.
 Expected convolved(const Tensor& x, const Kernel& k, const float* weight, const float* bias) {
@@ -382,7 +380,6 @@ void fuzz_evaluate() {
   const int count = projecting ? int(number(0, 3)) : int(number(1, 3));
   note("pairs", pairs), note("branches", count), note("projection", projecting ? out_filters : 0);
   Tensor x = filled(s.n, s.h, s.w, s.c, s.type, Strides::side_by_side);
-  const int64_t projection_row = some_row(out_filters);
   const bool first = chance(60), last = chance(60);
 
   std::vector<Kernel> kernels(count);
@@ -409,9 +406,8 @@ void fuzz_evaluate() {
     } else {
       input.value = x.values;
     }
-    products[b] = product_weight(s.c, filters, pairs, some_row(filters));
+    products[b] = product_weight(s.c, filters, pairs);
     branch.weight = products[b].data();
-    branch.row = products[b].row;
     branch.filters = filters;
     if (chance(80)) keep.push_back(vector(filters)), branch.bias = keep.back().data();
     branch.floor = floor_or_none(chance(60));
@@ -426,7 +422,7 @@ void fuzz_evaluate() {
       }
     }
     if (projected) {
-      parts[b] = product_weight(filters, out_filters, pairs, projection_row);
+      parts[b] = product_weight(filters, out_filters, pairs);
       branch.projection = parts[b].data();
       for (int64_t p = 0; p < positions; p++)
         for (int64_t k = 0; k < filters; k++)
@@ -457,8 +453,8 @@ void fuzz_evaluate() {
     }
     if (!(first && last)) sum = empty(s.n, s.h, s.w, out_filters, kFloat32, Strides::side_by_side);
     if (!first) fill(sum);
-    projection = Projection{out_filters, projection_row,         bias.data(),      floor_or_none(chance(70)), first, last,
-                            sum.map,     out.map,                grid_maps.size, grid_maps.data(),          align};
+    projection = Projection{out_filters, bias.data(), floor_or_none(chance(70)), first,           last,
+                            sum.map,     out.map,     grid_maps.size,            grid_maps.data(), align};
     out.each([&](int64_t n, int64_t y, int64_t xx, int64_t c) {
       const int64_t i = out.at(n, y, xx, c);
       total.add(i, first ? bias[c] : sum.values[i]);
@@ -593,7 +589,7 @@ void fuzz_pointwise() {
   Tensor x = filled(s.n, s.h, s.w, s.c, s.type, Strides::matrix);
   Tensor p = empty(s.n, s.h, s.w, s.filters, s.type, Strides::matrix);
   const Norm before = maybe_norm(s.c);
-  const Product weight = product_weight(s.c, s.filters, false, some_row(s.filters));
+  const Product weight = product_weight(s.c, s.filters, false);
   const bool with_moments = chance(60);
   note("normed", before.affine.scale != nullptr), note("moments", with_moments);
   Array<double> mean(s.filters), deviations(s.filters);
@@ -604,7 +600,7 @@ void fuzz_pointwise() {
       for (int64_t f = 0; f < s.filters; f++) expected.add(i * s.filters + f, value * weight.values[k * s.filters + f]);
     }
   spoil_scratch();
-  succeeded(dpc_pointwise(&x.map, &before.affine, weight.wide.data(), weight.row, &p.map,
+  succeeded(dpc_pointwise(&x.map, &before.affine, weight.wide.data(), &p.map,
                           with_moments ? mean.data() : nullptr, with_moments ? deviations.data() : nullptr, s.threads));
   unchanged("x", x);
   check("p", p, expected);
@@ -639,10 +635,8 @@ void fuzz_pointwise_backward() {
   const Array<float> a = vector(s.filters), b = vector(s.filters), c = vector(s.filters);
   const Array<float> middle = vector(s.filters);
   const NormGradient gradient{after.affine, a.data(), b.data(), middle.data(), c.data()};
-  const int64_t row = padded(s.c);
-  Array<float> weight(s.filters * row), dw(s.filters * s.c);
-  for (int64_t f = 0; f < s.filters; f++)
-    for (int64_t k = 0; k < row; k++) weight[f * row + k] = k < s.c ? float(number(-4, 4)) / 4 : 0.0f;
+  const Product weight = product_weight(s.filters, s.c, false);
+  Array<float> dw(s.filters * s.c);
   const Array<float> mean = vector(s.c), inverse = vector(s.c, 24, 16, 4);
   Array<double> plain(s.c), with(s.c);
 
@@ -666,8 +660,8 @@ void fuzz_pointwise_backward() {
       for (int64_t f = 0; f < s.filters; f++) {
         expected_dw.value[f * s.c + k] += dp[f] * value;
         expected_dw.magnitude[f * s.c + k] += dp_size[f] * std::fabs(value);
-        sum += dp[f] * double(weight[f * row + k]);
-        size += dp_size[f] * std::fabs(double(weight[f * row + k]));
+        sum += dp[f] * weight.values[f * s.c + k];
+        size += dp_size[f] * std::fabs(weight.values[f * s.c + k]);
       }
       if (before.affine.scale && value <= before.affine.floor) sum = 0;
       if (add) sum += dx.values[at], size += std::fabs(dx.values[at]);
@@ -679,7 +673,7 @@ void fuzz_pointwise_backward() {
   }
   spoil_scratch();
   succeeded(dpc_pointwise_backward(&incoming.one.map, incoming.second, &p.map, &gradient, &x.map, &before.affine,
-                                   weight.data(), row, wants_dx ? &dx.map : nullptr, add, wants_dw ? dw.data() : nullptr,
+                                   weight.wide.data(), wants_dx ? &dx.map : nullptr, add, wants_dw ? dw.data() : nullptr,
                                    sums ? mean.data() : nullptr, sums ? inverse.data() : nullptr,
                                    sums ? plain.data() : nullptr, sums ? with.data() : nullptr, s.threads));
   incoming.check();

@@ -37,6 +37,9 @@ extern "C" {
 
 int dpc_has_pairs() { return kHasPairs; }
 
+// Columns of a panel that a weight lies in.
+int dpc_panel() { return kTile; }
+
 // pairs: the weights are bf16 pairs, and the products are computed so.
 int dpc_evaluate(const Map* x, int64_t branches, const Branch* branch, const Projection* projection, int pairs,
                  int threads) {
@@ -62,18 +65,18 @@ int dpc_depthwise_backward(const Map* g, const Map* x, const Depthwise* conv, co
   });
 }
 
-int dpc_pointwise(const Map* x, const Affine* before, const float* weight, int64_t row, const Map* p, double* mean,
-                  double* deviations, int threads) {
+int dpc_pointwise(const Map* x, const Affine* before, const float* weight, const Map* p, double* mean, double* deviations,
+                  int threads) {
   return typed(*x, [&](auto element) {
-    pointwise_forward<decltype(element)>(*x, *before, weight, row, *p, mean, deviations, threads);
+    pointwise_forward<decltype(element)>(*x, *before, weight, *p, mean, deviations, threads);
   });
 }
 
 int dpc_pointwise_backward(const Map* one, const Map* two, const Map* p, const NormGradient* norm, const Map* x,
-                           const Affine* before, const float* weight, int64_t row, const Map* dx, int add, float* dw,
+                           const Affine* before, const float* weight, const Map* dx, int add, float* dw,
                            const float* mean, const float* inverse, double* plain, double* with, int threads) {
   return typed(*p, [&](auto element) {
-    pointwise_backward<decltype(element)>(*one, two, *p, *norm, *x, *before, weight, row, dx, add != 0, dw, mean,
+    pointwise_backward<decltype(element)>(*one, two, *p, *norm, *x, *before, weight, dx, add != 0, dw, mean,
                                           inverse, plain, with, threads);
   });
 }

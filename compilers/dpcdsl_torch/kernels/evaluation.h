@@ -12,18 +12,17 @@ namespace dpc {
 
 struct Branch {
   Depthwise depthwise;      // taps.count is 0 where there is none
-  const void* weight;       // [depth, row], fp32; or [depth / 2, row, 2], bf16
-  int64_t row;
+  const void* weight;       // in panels [depth, kTile], fp32; or [depth / 2, kTile, 2], bf16
   int64_t filters;
   const float* bias;        // [filters]
   float floor;
   Map y;                    // where the result goes; data is null if only the projection needs it
-  const void* projection;   // [filters, row of the projection], as weight; null without
+  const void* projection;   // [filters, of the projection], as weight; null without
 };
 
 // A projection split over the branches. Each call adds its branches' part.
 struct Projection {
-  int64_t filters, row;
+  int64_t filters;
   const float* bias;        // [filters]; read by the first call
   float floor;              // applied by the last
   int32_t first, last;
@@ -38,10 +37,10 @@ struct Projection {
 constexpr int64_t kBlock = 96;
 constexpr int64_t kDepth = 320;
 
-// A multiple of kColumns: training pads a chunk's rows to it, and chunks must not reach into each other.
+// A multiple of kTile: training pads a chunk's rows to it, and chunks must not reach into each other.
 inline int64_t depth_of_chunk(int64_t channels) {
   int64_t chunks = (channels + kDepth - 1) / kDepth;
-  return (channels + chunks * kColumns - 1) / (chunks * kColumns) * kColumns;
+  return (channels + chunks * kTile - 1) / (chunks * kTile) * kTile;
 }
 
 template <class T, class S>
@@ -87,11 +86,12 @@ void finish_rows(const float* sum, int64_t row, const float* bias, float floor, 
 // The projection's sums at the start of a block.
 inline void begin_projection(const Projection& projection, int64_t h, int64_t w, int64_t first, int64_t count,
                              float* sum) {
-  if (!projection.first) copy_rows<float>(projection.sum, 0, projection.filters, first, count, sum, projection.row);
+  const int64_t row = padded(projection.filters);
+  if (!projection.first) copy_rows<float>(projection.sum, 0, projection.filters, first, count, sum, row);
   for (int64_t i = 0; i < count; i++) {
-    float* to = sum + i * projection.row;
+    float* to = sum + i * row;
     if (projection.first) std::copy(projection.bias, projection.bias + projection.filters, to);
-    std::fill(to + projection.filters, to + projection.row, 0.0f);
+    std::fill(to + projection.filters, to + row, 0.0f);
     int64_t p = first + i, n = p / (h * w), y = p / w % h, x = p % w;
     for (int64_t g = 0; g < projection.grids; g++) {
       const Map& grid = projection.grid[g];
@@ -125,10 +125,12 @@ void evaluate(const Map& x, int64_t branches, const Branch* branch, const Projec
   const int64_t chunk = depth_of_chunk(x.c), count = positions(x), blocks = (count + kBlock - 1) / kBlock;
   int64_t widest = 0;
   for (int64_t b = 0; b < branches; b++) widest = std::max(widest, padded(branch[b].filters));
+  const int64_t projected = projection ? padded(projection->filters) : 0;
+  const int64_t panel = (x.c + x.c % kPair) * kTile;
   Layout layout;
   const int64_t a_at = layout.floats(kBlock * (chunk + kLanes)), c_at = layout.floats(kBlock * widest);
   const int64_t kept_at = layout.floats(projection && kPair == 2 ? kBlock * widest : 0);
-  const int64_t sum_at = layout.floats(projection ? kBlock * projection->row : 0);
+  const int64_t sum_at = layout.floats(kBlock * projected);
   int64_t most_taps = 0;
   for (int64_t b = 0; b < branches; b++) most_taps = std::max(most_taps, branch[b].depthwise.taps.count);
   const int64_t room_at = layout.floats(gathered(most_taps, chunk));
@@ -164,39 +166,39 @@ void evaluate(const Map& x, int64_t branches, const Branch* branch, const Projec
             else
               convolve<T>(x, op.depthwise, k, depth, first, rows, a, row, room);
           }
-          const S* right = static_cast<const S*>(op.weight) + k * op.row;
+          const S* right = static_cast<const S*>(op.weight) + k * kTile;
           Ahead ahead;  // a depthwise convolution looks after its own
           if (plain && k + chunk < x.c)
             ahead = ahead_of<T>(x, k + chunk, std::min(chunk, x.c - k - chunk), first);
           else if (plain && b + 1 == branches)
             ahead = ahead_of<T>(x, 0, std::min(chunk, x.c), following * kBlock);
           if constexpr (kPair == 1)
-            multiply(rows, columns, depth, left, left_row, 1, right, op.row, c, columns, k > 0, ahead);
+            multiply(rows, columns, depth, left, left_row, 1, right, panel, c, columns, k > 0, ahead);
           else if constexpr (kHasPairs)
-            multiply(rows, columns, row / 2, left, left_row, right, 2 * op.row, c, columns, k > 0, ahead);
+            multiply(rows, columns, row / 2, left, left_row, right, panel, c, columns, k > 0, ahead);
         }
         const Map* y = op.y.data ? &op.y : nullptr;
         if (projection == nullptr || op.projection == nullptr) {
           finish_rows<T, float>(c, columns, op.bias, op.floor, y, first, rows, op.filters, nullptr, 0);
         } else if constexpr (kPair == 1) {
           finish_rows<T, float>(c, columns, op.bias, op.floor, y, first, rows, op.filters, c, columns);
-          multiply(rows, projection->row, op.filters, c, columns, 1, static_cast<const float*>(op.projection),
-                   projection->row, sum, projection->row, true);
+          multiply(rows, projected, op.filters, c, columns, 1, static_cast<const float*>(op.projection),
+                   op.filters * kTile, sum, projected, true);
         } else if constexpr (kHasPairs) {
           S* kept = reinterpret_cast<S*>(own + kept_at);
           const int64_t even = op.filters + op.filters % 2;
           if (even != op.filters)
             for (int64_t i = 0; i < rows; i++) narrow(0.0f, kept + i * even + op.filters);
           finish_rows<T, S>(c, columns, op.bias, op.floor, y, first, rows, op.filters, kept, even);
-          multiply(rows, projection->row, even / 2, kept, even, static_cast<const S*>(op.projection),
-                   2 * projection->row, sum, projection->row, true);
+          multiply(rows, projected, even / 2, kept, even, static_cast<const S*>(op.projection), even * kTile, sum,
+                   projected, true);
         }
       }
       if (projection && projection->last)
-        finish_rows<T, float>(sum, projection->row, nullptr, projection->floor, &projection->out, first, rows,
+        finish_rows<T, float>(sum, projected, nullptr, projection->floor, &projection->out, first, rows,
                               projection->filters, nullptr, 0);
       else if (projection)
-        finish_rows<float, float>(sum, projection->row, nullptr, -__builtin_inff(), &projection->sum, first, rows,
+        finish_rows<float, float>(sum, projected, nullptr, -__builtin_inff(), &projection->sum, first, rows,
                                   projection->filters, nullptr, 0);
     }
   });

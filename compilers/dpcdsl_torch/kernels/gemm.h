@@ -1,13 +1,12 @@
 // Matrix products of a block that lies in the cache: C (+)= A B, in fp32, or of bf16 pairs where the processor has them.
 //
-// A may be read by rows or by columns, so that the gradient of a weight (A transposed) needs no copy. B is row-major with
-// a row length that is a multiple of kColumns; the columns beyond the matrix are zeros. C is written in whole tiles.
+// A may be read by rows or by columns, so that the gradient of a weight (A transposed) needs no copy. B lies in panels of
+// kTile columns, one panel after the other: a tile reads its panel from end to end, where rows of B as they are would be
+// so far apart that they push each other out of L1. Columns beyond the matrix are zeros. C is written in whole tiles.
 #pragma once
 #include "vector.h"
 
 namespace dpc {
-
-constexpr int64_t kColumns = 32;  // what rows of B and C are padded to
 
 // Rows of a tile: as many as the registers hold, two vectors each, beside two of B and one of A.
 #if defined(__AVX512F__) || defined(__aarch64__)
@@ -15,7 +14,7 @@ constexpr int kRows = 12;
 #else
 constexpr int kRows = 6;
 #endif
-constexpr int kTile = 2 * kLanes;  // columns of a tile
+constexpr int64_t kTile = 2 * kLanes;  // columns of a tile
 
 // Memory that will be read after a product, brought near while the product computes, a few cache lines a tile: the
 // product leaves the memory idle, and what follows would wait for it.
@@ -40,16 +39,19 @@ struct Ahead {
   }
 };
 
-inline int64_t padded(int64_t columns) { return (columns + kColumns - 1) / kColumns * kColumns; }
+inline int64_t padded(int64_t columns) { return (columns + kTile - 1) / kTile * kTile; }
+
+// Where element (k, j) of a B with `depth` rows is.
+inline int64_t in_panels(int64_t depth, int64_t k, int64_t j) { return j / kTile * depth * kTile + k * kTile + j % kTile; }
 
 template <int Rows>
 inline __attribute__((always_inline)) void tile(int64_t depth, const float* a, int64_t a_row, int64_t a_column,
-                                                const float* b, int64_t b_row, float* c, int64_t c_row, bool add) {
+                                                const float* b, float* c, int64_t c_row, bool add) {
   Vector sum[Rows][2];
   for (int i = 0; i < Rows; i++)
     for (int j = 0; j < 2; j++) sum[i][j] = add ? load(c + i * c_row + j * kLanes) : Vector{};
   for (int64_t k = 0; k < depth; k++) {
-    Vector left = load(b + k * b_row), right = load(b + k * b_row + kLanes);
+    Vector left = load(b + k * kTile), right = load(b + k * kTile + kLanes);
 #pragma GCC unroll 16
     for (int i = 0; i < Rows; i++) {
       float factor = a[i * a_row + k * a_column];
@@ -62,27 +64,47 @@ inline __attribute__((always_inline)) void tile(int64_t depth, const float* a, i
 }
 
 template <int Rows>
-void last_tile(int64_t rows, int64_t depth, const float* a, int64_t a_row, int64_t a_column, const float* b,
-               int64_t b_row, float* c, int64_t c_row, bool add) {
+void last_tile(int64_t rows, int64_t depth, const float* a, int64_t a_row, int64_t a_column, const float* b, float* c,
+               int64_t c_row, bool add) {
   if (rows == Rows)
-    tile<Rows>(depth, a, a_row, a_column, b, b_row, c, c_row, add);
+    tile<Rows>(depth, a, a_row, a_column, b, c, c_row, add);
   else if constexpr (Rows > 1)
-    last_tile<Rows - 1>(rows, depth, a, a_row, a_column, b, b_row, c, c_row, add);
+    last_tile<Rows - 1>(rows, depth, a, a_row, a_column, b, c, c_row, add);
 }
 
-// C [rows, columns] (+)= A [rows, depth] B [depth, columns]; A's element (i, k) is a[i * a_row + k * a_column].
-inline void multiply(int64_t rows, int64_t columns, int64_t depth, const float* a, int64_t a_row, int64_t a_column,
-                     const float* b, int64_t b_row, float* c, int64_t c_row, bool add, Ahead ahead = {}) {
-  ahead.share(rows / kRows * (columns / kTile));
-  for (int64_t j = 0; j < columns; j += kTile) {
+// body(i, j) for the first row and column of every whole tile, then rest(i, j) for the rows that are left; on the way the
+// panel that comes next and `ahead` are brought near.
+template <class S, class Body, class Rest>
+inline __attribute__((always_inline)) void each_tile(int64_t rows, int64_t columns, const S* b, int64_t panel,
+                                                     int64_t panel_bytes, Ahead ahead, Body body, Rest rest) {
+  const int64_t tiles = rows / kRows;
+  ahead.share(tiles * (columns / kTile));
+  for (int64_t j = 0; j < columns; j += kTile, b += panel) {
+    Ahead next;
+    if (j + kTile < columns) next = {reinterpret_cast<const char*>(b + panel), panel_bytes, 0, 1};
+    next.share(tiles);
     int64_t i = 0;
     for (; i + kRows <= rows; i += kRows) {
-      tile<kRows>(depth, a + i * a_row, a_row, a_column, b + j, b_row, c + i * c_row + j, c_row, add);
+      next.fetch();
       ahead.fetch();
+      body(i, j, b);
     }
-    if (i < rows)
-      last_tile<kRows - 1>(rows - i, depth, a + i * a_row, a_row, a_column, b + j, b_row, c + i * c_row + j, c_row, add);
+    if (i < rows) rest(i, j, b);
   }
+}
+
+// C [rows, columns] (+)= A [rows, depth] B [depth, columns]; A's element (i, k) is a[i * a_row + k * a_column]. `panel` is
+// from one panel of B to the next, which is more than depth * kTile where only some rows of B are meant.
+inline void multiply(int64_t rows, int64_t columns, int64_t depth, const float* a, int64_t a_row, int64_t a_column,
+                     const float* b, int64_t panel, float* c, int64_t c_row, bool add, Ahead ahead = {}) {
+  each_tile(
+      rows, columns, b, panel, depth * kTile * 4, ahead,
+      [&](int64_t i, int64_t j, const float* at) {
+        tile<kRows>(depth, a + i * a_row, a_row, a_column, at, c + i * c_row + j, c_row, add);
+      },
+      [&](int64_t i, int64_t j, const float* at) {
+        last_tile<kRows - 1>(rows - i, depth, a + i * a_row, a_row, a_column, at, c + i * c_row + j, c_row, add);
+      });
 }
 
 #if defined(__AVX512BF16__)
@@ -90,13 +112,12 @@ constexpr bool kHasPairs = true;
 
 template <int Rows>
 inline __attribute__((always_inline)) void pair_tile(int64_t pairs, const BFloat16* a, int64_t a_row,
-                                                     const BFloat16* b, int64_t b_row, float* c, int64_t c_row,
-                                                     bool add) {
+                                                     const BFloat16* b, float* c, int64_t c_row, bool add) {
   __m512 sum[Rows][2];
   for (int i = 0; i < Rows; i++)
     for (int j = 0; j < 2; j++) sum[i][j] = add ? _mm512_loadu_ps(c + i * c_row + j * 16) : _mm512_setzero_ps();
   for (int64_t k = 0; k < pairs; k++) {
-    __m512bh left = (__m512bh)_mm512_loadu_si512(b + k * b_row), right = (__m512bh)_mm512_loadu_si512(b + k * b_row + 32);
+    __m512bh left = (__m512bh)_mm512_loadu_si512(b + k * 64), right = (__m512bh)_mm512_loadu_si512(b + k * 64 + 32);
 #pragma GCC unroll 16
     for (int i = 0; i < Rows; i++) {
       int32_t pair;
@@ -111,28 +132,26 @@ inline __attribute__((always_inline)) void pair_tile(int64_t pairs, const BFloat
 }
 
 template <int Rows>
-void last_pair_tile(int64_t rows, int64_t pairs, const BFloat16* a, int64_t a_row, const BFloat16* b, int64_t b_row,
-                    float* c, int64_t c_row, bool add) {
+void last_pair_tile(int64_t rows, int64_t pairs, const BFloat16* a, int64_t a_row, const BFloat16* b, float* c,
+                    int64_t c_row, bool add) {
   if (rows == Rows)
-    pair_tile<Rows>(pairs, a, a_row, b, b_row, c, c_row, add);
+    pair_tile<Rows>(pairs, a, a_row, b, c, c_row, add);
   else if constexpr (Rows > 1)
-    last_pair_tile<Rows - 1>(rows, pairs, a, a_row, b, b_row, c, c_row, add);
+    last_pair_tile<Rows - 1>(rows, pairs, a, a_row, b, c, c_row, add);
 }
 
-// The same of bf16, summed in fp32. A [rows, 2 pairs] is row-major; B holds rows 2k and 2k + 1 side by side,
-// [pairs, columns, 2], and b_row is the length of such a double row.
+// The same of bf16, summed in fp32. A [rows, 2 pairs] is row-major; a row of a panel of B holds rows 2k and 2k + 1 side by
+// side, [pairs, kTile, 2].
 inline void multiply(int64_t rows, int64_t columns, int64_t pairs, const BFloat16* a, int64_t a_row, const BFloat16* b,
-                     int64_t b_row, float* c, int64_t c_row, bool add, Ahead ahead = {}) {
-  ahead.share(rows / kRows * (columns / 32));
-  for (int64_t j = 0; j < columns; j += 32) {
-    int64_t i = 0;
-    for (; i + kRows <= rows; i += kRows) {
-      pair_tile<kRows>(pairs, a + i * a_row, a_row, b + 2 * j, b_row, c + i * c_row + j, c_row, add);
-      ahead.fetch();
-    }
-    if (i < rows)
-      last_pair_tile<kRows - 1>(rows - i, pairs, a + i * a_row, a_row, b + 2 * j, b_row, c + i * c_row + j, c_row, add);
-  }
+                     int64_t panel, float* c, int64_t c_row, bool add, Ahead ahead = {}) {
+  each_tile(
+      rows, columns, b, panel, pairs * kTile * 4, ahead,
+      [&](int64_t i, int64_t j, const BFloat16* at) {
+        pair_tile<kRows>(pairs, a + i * a_row, a_row, at, c + i * c_row + j, c_row, add);
+      },
+      [&](int64_t i, int64_t j, const BFloat16* at) {
+        last_pair_tile<kRows - 1>(rows - i, pairs, a + i * a_row, a_row, at, c + i * c_row + j, c_row, add);
+      });
 }
 #else
 constexpr bool kHasPairs = false;

@@ -99,30 +99,38 @@ struct Affine {
   float floor;
 };
 
+// Rows of a chunk of channels, `step` apart, or in panels of a product's B where `panel` is from one to the next.
+struct Rows {
+  float* data;
+  int64_t step, panel;
+  static Rows plain(float* data, int64_t step) { return {data, step, kTile}; }
+  static Rows panels(float* data, int64_t count) { return {data, kTile, count * kTile}; }
+  float* at(int64_t i, int64_t c) const { return data + c / kTile * panel + i * step + c % kTile; }
+};
+
 template <class T>
-void activate(const Map& x, const Affine& affine, int64_t c, int64_t channels, int64_t first, int64_t count, float* to,
-              int64_t step) {
+void activate(const Map& x, const Affine& affine, int64_t c, int64_t channels, int64_t first, int64_t count, Rows to) {
   const Vector lowest = splat(affine.floor);
   for (int64_t i = 0; i < count; i++) {
     const T* from = row<T>(x, first + i) + c;
     if (affine.scale == nullptr)
       each_vector(channels, [&](int64_t k, auto lanes) {
         will_read(from + k + kAhead * x.stride_w);
-        lanes.store(lanes.load(from + k), to + i * step + k);
+        lanes.store(lanes.load(from + k), to.at(i, k));
       });
     else
       each_vector(channels, [&](int64_t k, auto lanes) {
         will_read(from + k + kAhead * x.stride_w);
         Vector value = lanes.load(from + k) * lanes.load(affine.scale + c + k) + lanes.load(affine.shift + c + k);
-        lanes.store(clamp(value, lowest), to + i * step + k);
+        lanes.store(clamp(value, lowest), to.at(i, k));
       });
   }
 }
 
-// p = pointwise(max(scale x + shift, floor)), and the moments of p. weight [depth, row], fp32.
+// p = pointwise(max(scale x + shift, floor)), and the moments of p. weight: panels [depth, kTile], fp32.
 template <class T>
-void pointwise_forward(const Map& x, const Affine& affine, const float* weight, int64_t row_length, const Map& p,
-                       double* mean, double* deviations, int threads) {
+void pointwise_forward(const Map& x, const Affine& affine, const float* weight, const Map& p, double* mean,
+                       double* deviations, int threads) {
   const int64_t count = positions(x), blocks = (count + kBlock - 1) / kBlock;
   const int64_t chunk = depth_of_chunk(x.c), columns = padded(p.c);
   Layout layout;
@@ -144,9 +152,9 @@ void pointwise_forward(const Map& x, const Affine& affine, const float* weight, 
           left = row<float>(x, range.first) + k;
           left_row = x.stride_w;
         } else {
-          activate<T>(x, affine, k, depth, range.first, rows, a, depth);
+          activate<T>(x, affine, k, depth, range.first, rows, Rows::plain(a, depth));
         }
-        multiply(rows, columns, depth, left, left_row, 1, weight + k * row_length, row_length, c, columns, k > 0);
+        multiply(rows, columns, depth, left, left_row, 1, weight + k * kTile, x.c * kTile, c, columns, k > 0);
       }
       for (int64_t i = 0; i < rows; i++) {
         T* to = row<T>(p, range.first + i);
@@ -283,11 +291,11 @@ struct NormGradient {
 };
 
 // Back through ReLU, normalisation and product: dx (+)= gradient of the product's input x, through x's own ReLU and
-// times nothing else; dw [filters, depth] = gradient of the weight. weight [filters, row], fp32. With `mean`, also the
+// times nothing else; dw [filters, depth] = gradient of the weight. weight: panels [filters, kTile], fp32. With `mean`, also the
 // sums of the gradient that passed x's ReLU.
 template <class T>
 void pointwise_backward(const Map& one, const Map* two, const Map& p, const NormGradient& norm, const Map& x,
-                        const Affine& before, const float* weight, int64_t weight_row, const Map* dx, bool add,
+                        const Affine& before, const float* weight, const Map* dx, bool add,
                         float* dw, const float* mean, const float* inverse, double* plain, double* with, int threads) {
   const int64_t count = positions(x), blocks = (count + kTrainingBlock - 1) / kTrainingBlock;
   const int64_t chunk = depth_of_chunk(x.c), wide = padded(chunk), columns = padded(p.c) + 16, all_depth = padded(x.c);
@@ -303,7 +311,7 @@ void pointwise_backward(const Map& one, const Map* two, const Map& p, const Norm
   std::vector<char> begun(threads, 0);
   in_threads(threads, [&](int thread, int all) {
     char* own = memory + thread * layout.bytes();
-    float *g = reinterpret_cast<float*>(own + g_at), *value = reinterpret_cast<float*>(own + x_at);
+    float *g = reinterpret_cast<float*>(own + g_at), *values = reinterpret_cast<float*>(own + x_at);
     float *gx = reinterpret_cast<float*>(own + dx_at), *gw = reinterpret_cast<float*>(own + dw_at);
     float* total = reinterpret_cast<float*>(own + total_at);
     Share mine = share(blocks, thread, all);
@@ -324,22 +332,22 @@ void pointwise_backward(const Map& one, const Map* two, const Map& p, const Norm
       }
       for (int64_t k = 0; k < x.c; k += chunk) {
         const int64_t depth = std::min(chunk, x.c - k), depth_row = padded(depth);
-        for (int64_t i = 0; depth_row != depth && i < rows; i++)  // what is multiplied by nothing must not be NaN
-          std::fill(value + i * depth_row + depth, value + (i + 1) * depth_row, 0.0f);
-        activate<T>(x, before, k, depth, range.first, rows, value, depth_row);
+        const Rows value = Rows::panels(values, rows);
+        if (depth_row != depth)  // what is multiplied by nothing must not be NaN
+          std::fill_n(value.at(0, depth_row - kTile), rows * kTile, 0.0f);
+        activate<T>(x, before, k, depth, range.first, rows, value);
         if (dw)
-          multiply(p.c, depth_row, rows, g, 1, columns, value, depth_row, gw + k, all_depth, begun[thread] != 0);
+          multiply(p.c, depth_row, rows, g, 1, columns, values, rows * kTile, gw + k, all_depth, begun[thread] != 0);
         if (dx == nullptr) continue;
-        multiply(rows, depth_row, p.c, g, columns, 1, weight + k, weight_row, gx, depth_row, false);
+        multiply(rows, depth_row, p.c, g, columns, 1, weight + k * p.c, p.c * kTile, gx, depth_row, false);
         if (mean) std::fill_n(total, 2 * wide, 0.0f);
         for (int64_t i = 0; i < rows; i++) {
           const float* from = gx + i * depth_row;
-          const float* after = value + i * depth_row;
           const T* at = row<T>(x, range.first + i) + k;
           T* to = row<T>(*dx, range.first + i) + k;
           each_vector(depth, [&](int64_t c, auto lanes) {
             Vector gradient = lanes.load(from + c);
-            if (before.scale) gradient = passed(gradient, lanes.load(after + c), lowest_before);
+            if (before.scale) gradient = passed(gradient, lanes.load(value.at(i, c)), lowest_before);
             will_write(to + c + kAhead * dx->stride_w);
             if (add) gradient += lanes.load(to + c);
             lanes.store(gradient, to + c);
