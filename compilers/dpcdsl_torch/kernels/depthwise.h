@@ -132,9 +132,11 @@ void few_taps(int64_t n, Body body) {
   }
 }
 
-// A run's rows, a vector of channels wide, side by side: what several taps read is fetched from afar once.
-constexpr int64_t kNear = 48;            // positions of a run at a time
-constexpr int64_t kNearVectors = 448;    // three rows of them, with what the taps reach beyond: it fits into L1
+// A run's rows, side by side, as many channels at a time as two lines of the cache have: what several taps read is fetched
+// from afar once, and lines whole.
+constexpr int64_t kNear = 48;                // positions of a run at a time
+constexpr int64_t kGroup = 32 / kLanes;      // vectors
+constexpr int64_t kNearFloats = 7 * 1024;    // three rows of them, with what the taps reach beyond: it fits into L1
 
 // `to` = the taps at `length` positions of whole vectors of channels, by way of `near`. False if they do not fit.
 template <int Count, class T, class S>
@@ -147,32 +149,43 @@ bool convolve_near(const T* const* from, const int64_t* dy, const int64_t* dx, c
     left = std::min(left, dx[t]);
     right = std::max(right, dx[t]);
   }
-  const int64_t width = std::min(length, kNear) + right - left;
-  if (rows * width > kNearVectors) return false;
+  const int64_t width = std::min(length, kNear) + right - left, plane = rows * width * kLanes;
+  if (plane * kGroup > kNearFloats) return false;
   const Vector lowest = splat(floor);
   for (int64_t begun = 0; begun < length; begun += kNear) {
     const int64_t here = std::min(kNear, length - begun);
-    for (int64_t v = 0; v < vectors; v++) {
-      const int64_t c = v * kLanes;
-      for (int64_t r = 0; r < rows; r++) {
-        const int64_t t = first_of[r];
-        const T* row = from[t] + (begun - dx[t] + left) * step + c;
-        float* line = near + r * width * kLanes;
-        for (int64_t p = 0; p < here + right - left; p++) store(load(row + p * step), line + p * kLanes);
-      }
-      const float* at[Count + 1];
-      Vector w[Count + 1];
-      for (int t = 0; t < Count; t++) {
-        at[t] = near + (row_of[t] * width + dx[t] - left) * kLanes;
-        w[t] = load(weight + c * Count + t * kLanes);
-      }
-      const Vector start = bias ? load(bias + c) : Vector{};
-      S* target = to + begun * to_step + c;
-      for (int64_t i = 0; i < here; i++) {
-        Vector sum = start;
+    for (int64_t first = 0; first < vectors; first += kGroup) {
+      auto bring = [&](auto group) {  // a number, known when this is compiled if it is the usual one
+        for (int64_t r = 0; r < rows; r++) {
+          const int64_t t = first_of[r];
+          const T* row = from[t] + (begun - dx[t] + left) * step + first * kLanes;
+          float* line = near + r * width * kLanes;
+          for (int64_t p = 0; p < here + right - left; p++)
+            for (int64_t v = 0; v < group; v++)
+              store(load(row + p * step + v * kLanes), line + v * plane + p * kLanes);
+        }
+      };
+      const int64_t group = std::min(kGroup, vectors - first);
+      if (group == kGroup)
+        bring(std::integral_constant<int64_t, kGroup>{});
+      else
+        bring(group);
+      for (int64_t v = 0; v < group; v++) {
+        const int64_t c = (first + v) * kLanes;
+        const float* at[Count + 1];
+        Vector w[Count + 1];
+        for (int t = 0; t < Count; t++) {
+          at[t] = near + v * plane + (row_of[t] * width + dx[t] - left) * kLanes;
+          w[t] = load(weight + c * Count + t * kLanes);
+        }
+        const Vector start = bias ? load(bias + c) : Vector{};
+        S* target = to + begun * to_step + c;
+        for (int64_t i = 0; i < here; i++) {
+          Vector sum = start;
 #pragma GCC unroll 9
-        for (int t = 0; t < Count; t++) sum += w[t] * load(at[t] + i * kLanes);
-        store(clamp(sum, lowest), target + i * to_step);
+          for (int t = 0; t < Count; t++) sum += w[t] * load(at[t] + i * kLanes);
+          store(clamp(sum, lowest), target + i * to_step);
+        }
       }
     }
   }
@@ -207,7 +220,7 @@ void convolve(const Map& x, const Depthwise& conv, int64_t c, int64_t channels, 
             dy[t] = conv.taps.dy[run.taps[t]];
             dx[t] = conv.taps.dx[run.taps[t]];
           }
-          alignas(64) float near[kNearVectors * kLanes];
+          alignas(64) float near[kNearFloats];
           if (channels % kLanes == 0 && convolve_near<n>(from, dy, dx, room, bias, conv.floor, run.length, x.stride_w,
                                                          channels / kLanes, target, to_step, near))
             return;

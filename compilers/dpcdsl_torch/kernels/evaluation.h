@@ -109,98 +109,188 @@ inline void begin_projection(const Projection& projection, int64_t h, int64_t w,
   }
 }
 
-// What of x the next block or chunk of a plain product reads: `channels` from c at the positions from `first`.
-template <class T>
-Ahead ahead_of(const Map& x, int64_t c, int64_t channels, int64_t first) {
-  if (first >= positions(x) || !is_matrix(x)) return {};
-  const T* at = static_cast<const T*>(x.data) + first * x.stride_w + c;
-  const int64_t rows = std::min(kBlock, positions(x) - first);
-  return {reinterpret_cast<const char*>(at), channels * int64_t(sizeof(T)), x.stride_w * int64_t(sizeof(T)), rows};
-}
+// One product of a block: of a branch, over a chunk of the map's channels.
+struct Stage {
+  int64_t block, branch, channel;
+};
 
-// S is what the product is computed in: float, or BFloat16 in pairs.
+// What one thread does, block by block. S is what the product is computed in: float, or BFloat16 in pairs.
+template <class T, class S>
+class Evaluation {
+  static constexpr int64_t kMostReads = 1024;
+
+ public:
+  static constexpr int64_t kPair = sizeof(S) == 2 ? 2 : 1;
+
+  Evaluation(const Map& x, int64_t branches, const Branch* branch, const Projection* projection)
+      : x_(x), branches_(branches), branch_(branch), projection_(projection), count_(positions(x)),
+        blocks_((count_ + kBlock - 1) / kBlock), chunk_(depth_of_chunk(x.c)),
+        projected_(projection ? padded(projection->filters) : 0) {
+    int64_t widest = 0, most_taps = 0;
+    for (int64_t b = 0; b < branches; b++) {
+      widest = std::max(widest, padded(branch[b].filters));
+      most_taps = std::max(most_taps, branch[b].depthwise.taps.count);
+    }
+    a_at_ = layout_.floats(kBlock * (chunk_ + kLanes));
+    c_at_ = layout_.floats(kBlock * widest);
+    kept_at_ = layout_.floats(projection && kPair == 2 ? kBlock * widest : 0);
+    sum_at_ = layout_.floats(kBlock * projected_);
+    room_at_ = layout_.floats(gathered(most_taps, chunk_));
+  }
+
+  int64_t bytes() const { return layout_.bytes(); }
+
+  // Blocks are taken from `next`, each by one thread, whoever is first: a block's result does not depend on who.
+  void run(char* memory, std::atomic<int64_t>& next) {
+    a_ = reinterpret_cast<S*>(memory + a_at_);
+    c_ = reinterpret_cast<float*>(memory + c_at_);
+    kept_ = reinterpret_cast<S*>(memory + kept_at_);
+    sum_ = reinterpret_cast<float*>(memory + sum_at_);
+    room_ = reinterpret_cast<float*>(memory + room_at_);
+    for (int64_t block = next++, following; block < blocks_; block = following) {
+      following = next++;  // taken early, to know what comes after this one
+      begin(block);
+      for (int64_t b = 0; b < branches_; b++) {
+        for (int64_t c = 0; c < x_.c; c += chunk_) {
+          Stage then{block, b, c + chunk_};
+          if (then.channel >= x_.c) then = {block, b + 1, 0};
+          if (then.branch == branches_) then = {following, 0, 0};
+          multiply_chunk({block, b, c}, then);
+        }
+        finish_branch(block, branch_[b]);
+      }
+      finish(block);
+    }
+  }
+
+ private:
+  int64_t rows_of(int64_t block) const { return std::min(kBlock, count_ - block * kBlock); }
+  int64_t depth_of(const Stage& stage) const { return std::min(chunk_, x_.c - stage.channel); }
+  static int64_t even(int64_t depth) { return depth + (kPair == 2 ? depth % 2 : 0); }
+
+  // Whether the product reads the map as it lies.
+  bool is_direct(const Stage& stage) const {
+    return branch_[stage.branch].depthwise.taps.count == 0 && sizeof(T) == sizeof(S) && is_matrix(x_) &&
+           depth_of(stage) % kPair == 0;
+  }
+
+  // The left side of a product that does not.
+  void make(const Stage& stage) {
+    const Depthwise& depthwise = branch_[stage.branch].depthwise;
+    const int64_t first = stage.block * kBlock, rows = rows_of(stage.block), depth = depth_of(stage), row = even(depth);
+    if (row != depth)  // half a pair more, which must not be NaN
+      for (int64_t i = 0; i < rows; i++) narrow(0.0f, a_ + i * row + depth);
+    if (depthwise.taps.count == 0)
+      copy_rows<T>(x_, stage.channel, depth, first, rows, a_, row);
+    else
+      convolve<T>(x_, depthwise, stage.channel, depth, first, rows, a_, row, room_);
+  }
+
+  // Where the map's positions are that a stage reads: of each of its rows from the leftmost tap to the rightmost.
+  int64_t find_reads(const Stage& stage) {
+    if (stage.block >= blocks_) return 0;
+    const Taps& taps = branch_[stage.branch].depthwise.taps;
+    const T* data = static_cast<const T*>(x_.data) + stage.channel;
+    int64_t found = 0;
+    auto add = [&](const Run& run, int64_t dy, int64_t left, int64_t right) {
+      if (!in_row(dy, run.y, x_.h)) return;
+      const int64_t end = std::min(run.x + run.length + right, x_.w);
+      for (int64_t i = std::max<int64_t>(run.x + left, 0); i < end && found < kMostReads; i++)
+        reads_[found++] = reinterpret_cast<const char*>(data + offset(x_, run.n, run.y + dy, i));
+    };
+    each_run(x_.h, x_.w, Taps{0, nullptr, nullptr}, stage.block * kBlock, rows_of(stage.block), [&](const Run& run) {
+      if (taps.count == 0) add(run, 0, 0, 0);
+      for (int64_t t = 0, last = 0; t < taps.count; t = last) {
+        while (last < taps.count && taps.dy[last] == taps.dy[t]) last++;
+        add(run, taps.dy[t], taps.dx[t], taps.dx[last - 1]);
+      }
+    });
+    return found;
+  }
+
+  // A chunk's product; meanwhile what the next one reads is brought near.
+  void multiply_chunk(const Stage& stage, const Stage& then) {
+    const Branch& op = branch_[stage.branch];
+    const int64_t first = stage.block * kBlock, rows = rows_of(stage.block), columns = padded(op.filters);
+    const int64_t depth = depth_of(stage), panel = even(x_.c) * kTile, panels = columns / kTile;
+    const S *left = a_, *right = static_cast<const S*>(op.weight) + stage.channel * kTile, *then_right = nullptr;
+    int64_t left_row = even(depth);
+    if (is_direct(stage)) {
+      left = static_cast<const S*>(x_.data) + first * x_.stride_w + stage.channel;
+      left_row = x_.stride_w;
+    } else {
+      make(stage);
+    }
+    if (then.block < blocks_) then_right = static_cast<const S*>(branch_[then.branch].weight) + then.channel * kTile;
+    const int64_t reads = find_reads(then), bytes = depth_of(then) * int64_t(sizeof(T));
+    for (int64_t p = 0; p < panels; p++, right += panel) {
+      const int64_t from = reads * p / panels, to = reads * (p + 1) / panels;
+      const S* next = p + 1 < panels ? right + panel : then_right;
+      const Ahead ahead{reads_ + from, to - from, bytes};
+      float* c = c_ + p * kTile;
+      if constexpr (kPair == 1)
+        multiply(rows, kTile, depth, left, left_row, 1, right, panel, c, columns, stage.channel > 0, next, ahead);
+      else if constexpr (kHasPairs)
+        multiply(rows, kTile, even(depth) / 2, left, left_row, right, panel, c, columns, stage.channel > 0, next,
+                 ahead);
+    }
+  }
+
+  void begin(int64_t block) {
+    if (projection_) begin_projection(*projection_, x_.h, x_.w, block * kBlock, rows_of(block), sum_);
+  }
+
+  // A branch's epilogue, and its part of the projection.
+  void finish_branch(int64_t block, const Branch& op) {
+    const int64_t first = block * kBlock, rows = rows_of(block), columns = padded(op.filters);
+    const Map* y = op.y.data ? &op.y : nullptr;
+    if (projection_ == nullptr || op.projection == nullptr) {
+      finish_rows<T, float>(c_, columns, op.bias, op.floor, y, first, rows, op.filters, nullptr, 0);
+    } else if constexpr (kPair == 1) {
+      finish_rows<T, float>(c_, columns, op.bias, op.floor, y, first, rows, op.filters, c_, columns);
+      multiply(rows, projected_, op.filters, c_, columns, 1, static_cast<const float*>(op.projection),
+               op.filters * kTile, sum_, projected_, true);
+    } else if constexpr (kHasPairs) {
+      const int64_t row = even(op.filters);
+      if (row != op.filters)
+        for (int64_t i = 0; i < rows; i++) narrow(0.0f, kept_ + i * row + op.filters);
+      finish_rows<T, S>(c_, columns, op.bias, op.floor, y, first, rows, op.filters, kept_, row);
+      multiply(rows, projected_, row / 2, kept_, row, static_cast<const S*>(op.projection), row * kTile, sum_,
+               projected_, true);
+    }
+  }
+
+  void finish(int64_t block) {
+    if (projection_ == nullptr) return;
+    const Projection& p = *projection_;
+    const int64_t first = block * kBlock, rows = rows_of(block);
+    if (p.last)
+      finish_rows<T, float>(sum_, projected_, nullptr, p.floor, &p.out, first, rows, p.filters, nullptr, 0);
+    else
+      finish_rows<float, float>(sum_, projected_, nullptr, -__builtin_inff(), &p.sum, first, rows, p.filters, nullptr,
+                                0);
+  }
+
+  const Map& x_;
+  const int64_t branches_;
+  const Branch* const branch_;
+  const Projection* const projection_;
+  const int64_t count_, blocks_, chunk_, projected_;
+  Layout layout_;
+  int64_t a_at_, c_at_, kept_at_, sum_at_, room_at_;
+  S *a_ = nullptr, *kept_ = nullptr;
+  float *c_ = nullptr, *sum_ = nullptr, *room_ = nullptr;
+  const char* reads_[kMostReads];
+};
+
 template <class T, class S>
 void evaluate(const Map& x, int64_t branches, const Branch* branch, const Projection* projection, int threads) {
-  constexpr int64_t kPair = sizeof(S) == 2 ? 2 : 1;
-  const int64_t chunk = depth_of_chunk(x.c), count = positions(x), blocks = (count + kBlock - 1) / kBlock;
-  int64_t widest = 0;
-  for (int64_t b = 0; b < branches; b++) widest = std::max(widest, padded(branch[b].filters));
-  const int64_t projected = projection ? padded(projection->filters) : 0;
-  const int64_t panel = (x.c + x.c % kPair) * kTile;
-  Layout layout;
-  const int64_t a_at = layout.floats(kBlock * (chunk + kLanes)), c_at = layout.floats(kBlock * widest);
-  const int64_t kept_at = layout.floats(projection && kPair == 2 ? kBlock * widest : 0);
-  const int64_t sum_at = layout.floats(kBlock * projected);
-  int64_t most_taps = 0;
-  for (int64_t b = 0; b < branches; b++) most_taps = std::max(most_taps, branch[b].depthwise.taps.count);
-  const int64_t room_at = layout.floats(gathered(most_taps, chunk));
-  char* memory = static_cast<char*>(scratch(layout.bytes() * std::max(threads, 1)));
+  const Evaluation<T, S> plan(x, branches, branch, projection);
+  char* memory = static_cast<char*>(scratch(plan.bytes() * std::max(threads, 1)));
   std::atomic<int64_t> next{0};
   in_threads(threads, [&](int thread, int) {
-    char* own = memory + thread * layout.bytes();
-    S* a = reinterpret_cast<S*>(own + a_at);
-    float* c = reinterpret_cast<float*>(own + c_at);
-    float* sum = reinterpret_cast<float*>(own + sum_at);
-    float* room = reinterpret_cast<float*>(own + room_at);
-    // A block's result does not depend on who computes it. The one after is taken early, to know what it will read.
-    for (int64_t block = next++, following; block < blocks; block = following) {
-      following = next++;
-      const int64_t first = block * kBlock, rows = std::min(kBlock, count - first);
-      if (projection) begin_projection(*projection, x.h, x.w, first, rows, sum);
-      for (int64_t b = 0; b < branches; b++) {
-        const Branch& op = branch[b];
-        const int64_t columns = padded(op.filters);
-        for (int64_t k = 0; k < x.c; k += chunk) {
-          const int64_t depth = std::min(chunk, x.c - k), row = depth + (kPair == 2 ? depth % 2 : 0);
-          const bool plain = op.depthwise.taps.count == 0;
-          const S* left = a;
-          int64_t left_row = row;
-          if (plain && sizeof(T) == sizeof(S) && is_matrix(x) && depth % kPair == 0) {
-            left = static_cast<const S*>(x.data) + first * x.stride_w + k;
-            left_row = x.stride_w;
-          } else {
-            if (row != depth)  // half a pair more, which must not be NaN
-              for (int64_t i = 0; i < rows; i++) narrow(0.0f, a + i * row + depth);
-            if (plain)
-              copy_rows<T>(x, k, depth, first, rows, a, row);
-            else
-              convolve<T>(x, op.depthwise, k, depth, first, rows, a, row, room);
-          }
-          const S* right = static_cast<const S*>(op.weight) + k * kTile;
-          Ahead ahead;  // a depthwise convolution looks after its own
-          if (plain && k + chunk < x.c)
-            ahead = ahead_of<T>(x, k + chunk, std::min(chunk, x.c - k - chunk), first);
-          else if (plain && b + 1 == branches)
-            ahead = ahead_of<T>(x, 0, std::min(chunk, x.c), following * kBlock);
-          if constexpr (kPair == 1)
-            multiply(rows, columns, depth, left, left_row, 1, right, panel, c, columns, k > 0, ahead);
-          else if constexpr (kHasPairs)
-            multiply(rows, columns, row / 2, left, left_row, right, panel, c, columns, k > 0, ahead);
-        }
-        const Map* y = op.y.data ? &op.y : nullptr;
-        if (projection == nullptr || op.projection == nullptr) {
-          finish_rows<T, float>(c, columns, op.bias, op.floor, y, first, rows, op.filters, nullptr, 0);
-        } else if constexpr (kPair == 1) {
-          finish_rows<T, float>(c, columns, op.bias, op.floor, y, first, rows, op.filters, c, columns);
-          multiply(rows, projected, op.filters, c, columns, 1, static_cast<const float*>(op.projection),
-                   op.filters * kTile, sum, projected, true);
-        } else if constexpr (kHasPairs) {
-          S* kept = reinterpret_cast<S*>(own + kept_at);
-          const int64_t even = op.filters + op.filters % 2;
-          if (even != op.filters)
-            for (int64_t i = 0; i < rows; i++) narrow(0.0f, kept + i * even + op.filters);
-          finish_rows<T, S>(c, columns, op.bias, op.floor, y, first, rows, op.filters, kept, even);
-          multiply(rows, projected, even / 2, kept, even, static_cast<const S*>(op.projection), even * kTile, sum,
-                   projected, true);
-        }
-      }
-      if (projection && projection->last)
-        finish_rows<T, float>(sum, projected, nullptr, projection->floor, &projection->out, first, rows,
-                              projection->filters, nullptr, 0);
-      else if (projection)
-        finish_rows<float, float>(sum, projected, nullptr, -__builtin_inff(), &projection->sum, first, rows,
-                                  projection->filters, nullptr, 0);
-    }
+    Evaluation<T, S> own = plan;
+    own.run(memory + thread * plan.bytes(), next);
   });
 }
 

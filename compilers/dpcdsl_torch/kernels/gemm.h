@@ -19,21 +19,22 @@ constexpr int64_t kTile = 2 * kLanes;  // columns of a tile
 // Memory that will be read after a product, brought near while the product computes, a few cache lines a tile: the
 // product leaves the memory idle, and what follows would wait for it.
 struct Ahead {
-  const char* at = nullptr;
-  int64_t row_bytes = 0, step = 0, rows = 0;  // bytes of a row, and from row to row
-  int64_t lines = 0;                          // of a tile
-  int64_t row = 0, done = 0;
+  const char* const* parts = nullptr;
+  int64_t count = 0, bytes = 0;  // parts, and bytes of each
+  int64_t lines = 0;             // of a tile
+  int64_t done = 0;              // bytes of the first of `parts`
 
   // For a product of so many tiles.
-  void share(int64_t tiles) { lines = rows * ((row_bytes + 63) / 64) / (tiles > 0 ? tiles : 1) + 1; }
+  void share(int64_t tiles) { lines = count * ((bytes + 63) / 64) / (tiles > 0 ? tiles : 1) + 1; }
 
   void fetch() {
-    for (int64_t i = 0; i < lines && row < rows; i++) {
-      __builtin_prefetch(at + row * step + done, 0, 2);
+    for (int64_t i = 0; i < lines && count > 0; i++) {
+      __builtin_prefetch(*parts + done, 0, 2);
       done += 64;
-      if (done >= row_bytes) {
+      if (done >= bytes) {
         done = 0;
-        row++;
+        parts++;
+        count--;
       }
     }
   }
@@ -73,15 +74,16 @@ void last_tile(int64_t rows, int64_t depth, const float* a, int64_t a_row, int64
 }
 
 // body(i, j) for the first row and column of every whole tile, then rest(i, j) for the rows that are left; on the way the
-// panel that comes next and `ahead` are brought near.
+// panel that comes next, after the last one `then` if that is not null, and `ahead` are brought near.
 template <class S, class Body, class Rest>
 inline __attribute__((always_inline)) void each_tile(int64_t rows, int64_t columns, const S* b, int64_t panel,
-                                                     int64_t panel_bytes, Ahead ahead, Body body, Rest rest) {
+                                                     int64_t panel_bytes, const S* then, Ahead ahead, Body body,
+                                                     Rest rest) {
   const int64_t tiles = rows / kRows;
   ahead.share(tiles * (columns / kTile));
   for (int64_t j = 0; j < columns; j += kTile, b += panel) {
-    Ahead next;
-    if (j + kTile < columns) next = {reinterpret_cast<const char*>(b + panel), panel_bytes, 0, 1};
+    const char* next_panel = reinterpret_cast<const char*>(j + kTile < columns ? b + panel : then);
+    Ahead next{&next_panel, next_panel ? 1 : 0, panel_bytes};
     next.share(tiles);
     int64_t i = 0;
     for (; i + kRows <= rows; i += kRows) {
@@ -96,9 +98,10 @@ inline __attribute__((always_inline)) void each_tile(int64_t rows, int64_t colum
 // C [rows, columns] (+)= A [rows, depth] B [depth, columns]; A's element (i, k) is a[i * a_row + k * a_column]. `panel` is
 // from one panel of B to the next, which is more than depth * kTile where only some rows of B are meant.
 inline void multiply(int64_t rows, int64_t columns, int64_t depth, const float* a, int64_t a_row, int64_t a_column,
-                     const float* b, int64_t panel, float* c, int64_t c_row, bool add, Ahead ahead = {}) {
+                     const float* b, int64_t panel, float* c, int64_t c_row, bool add, const float* then = nullptr,
+                     Ahead ahead = {}) {
   each_tile(
-      rows, columns, b, panel, depth * kTile * 4, ahead,
+      rows, columns, b, panel, depth * kTile * 4, then, ahead,
       [&](int64_t i, int64_t j, const float* at) {
         tile<kRows>(depth, a + i * a_row, a_row, a_column, at, c + i * c_row + j, c_row, add);
       },
@@ -143,9 +146,9 @@ void last_pair_tile(int64_t rows, int64_t pairs, const BFloat16* a, int64_t a_ro
 // The same of bf16, summed in fp32. A [rows, 2 pairs] is row-major; a row of a panel of B holds rows 2k and 2k + 1 side by
 // side, [pairs, kTile, 2].
 inline void multiply(int64_t rows, int64_t columns, int64_t pairs, const BFloat16* a, int64_t a_row, const BFloat16* b,
-                     int64_t panel, float* c, int64_t c_row, bool add, Ahead ahead = {}) {
+                     int64_t panel, float* c, int64_t c_row, bool add, const BFloat16* then = nullptr, Ahead ahead = {}) {
   each_tile(
-      rows, columns, b, panel, pairs * kTile * 4, ahead,
+      rows, columns, b, panel, pairs * kTile * 4, then, ahead,
       [&](int64_t i, int64_t j, const BFloat16* at) {
         pair_tile<kRows>(pairs, a + i * a_row, a_row, at, c + i * c_row + j, c_row, add);
       },
