@@ -327,10 +327,10 @@ class NativePrimitives:
         if n == 0:
             return Moments(*_double_zeros(filters), 0) if moments else None
         p = _output(out, (n, filters, h, w), x.dtype, matrix=True)
-        prepared = self.prepare(weight, torch.float32)
+        weight = _vector(weight)
         mean, deviations = _double_vectors(filters) if moments else (None, None)
         self._library.dpc_pointwise(
-            *(self._matrix(x), _affine(before), prepared.data_ptr(), p),
+            *(self._matrix(x), _affine(before), weight.data_ptr(), p),
             *(_address(mean), _address(deviations), torch.get_num_threads()),
         )
         return None if mean is None or deviations is None else Moments(mean, deviations, n * h * w)
@@ -375,14 +375,14 @@ class NativePrimitives:
             ), None if statistics is None else _double_zeros(depth)
         one, two = self._incoming(gradients, p)
         target = None if dx is None else _output(dx, x.shape, x.dtype, matrix=True)
-        prepared = self._panels(weight.t().to(torch.float32), 1)
+        weight = _vector(weight)
         mean, inverse = (None, None) if statistics is None else (_vector(statistics[0]), _vector(statistics[1]))
         sums = None if statistics is None else _double_vectors(depth)
         plain, by_value = (None, None) if sums is None else sums
         dw = torch.empty(filters, depth, dtype=torch.float32, device="cpu")
         self._library.dpc_pointwise_backward(
             *(one, two, self._matrix(p), _norm_gradient(norm), self._matrix(x), _affine(before)),
-            *(prepared.data_ptr(), target, add, dw.data_ptr()),
+            *(weight.data_ptr(), target, add, dw.data_ptr()),
             *(_address(mean), _address(inverse), _address(plain), _address(by_value), torch.get_num_threads()),
         )
         return dw, sums

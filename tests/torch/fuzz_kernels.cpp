@@ -335,6 +335,15 @@ Product product_weight(int64_t depth, int64_t filters, bool in_pairs) {
   return p;
 }
 
+// The values [rows, columns] of a product as training has them, or those turned.
+Array<float> plain_weight(const Product& product, int64_t rows, int64_t columns, bool turned) {
+  Array<float> plain(rows * columns);
+  for (int64_t i = 0; i < rows; i++)
+    for (int64_t j = 0; j < columns; j++)
+      plain[turned ? j * rows + i : i * columns + j] = float(product.values[i * columns + j]);
+  return plain;
+}
+
 // The reference's convolution, with bias.
 Expected convolved(const Tensor& x, const Kernel& k, const float* weight, const float* bias) {
   const Map& m = x.map;
@@ -590,6 +599,7 @@ void fuzz_pointwise() {
   Tensor p = empty(s.n, s.h, s.w, s.filters, s.type, Strides::matrix);
   const Norm before = maybe_norm(s.c);
   const Product weight = product_weight(s.c, s.filters, false);
+  const Array<float> turned = plain_weight(weight, s.c, s.filters, true);
   const bool with_moments = chance(60);
   note("normed", before.affine.scale != nullptr), note("moments", with_moments);
   Array<double> mean(s.filters), deviations(s.filters);
@@ -600,7 +610,7 @@ void fuzz_pointwise() {
       for (int64_t f = 0; f < s.filters; f++) expected.add(i * s.filters + f, value * weight.values[k * s.filters + f]);
     }
   spoil_scratch();
-  succeeded(dpc_pointwise(&x.map, &before.affine, weight.wide.data(), &p.map,
+  succeeded(dpc_pointwise(&x.map, &before.affine, turned.data(), &p.map,
                           with_moments ? mean.data() : nullptr, with_moments ? deviations.data() : nullptr, s.threads));
   unchanged("x", x);
   check("p", p, expected);
@@ -636,6 +646,7 @@ void fuzz_pointwise_backward() {
   const Array<float> middle = vector(s.filters);
   const NormGradient gradient{after.affine, a.data(), b.data(), middle.data(), c.data()};
   const Product weight = product_weight(s.filters, s.c, false);
+  const Array<float> plain_values = plain_weight(weight, s.filters, s.c, false);
   Array<float> dw(s.filters * s.c);
   const Array<float> mean = vector(s.c), inverse = vector(s.c, 24, 16, 4);
   Array<double> plain(s.c), with(s.c);
@@ -673,7 +684,7 @@ void fuzz_pointwise_backward() {
   }
   spoil_scratch();
   succeeded(dpc_pointwise_backward(&incoming.one.map, incoming.second, &p.map, &gradient, &x.map, &before.affine,
-                                   weight.wide.data(), wants_dx ? &dx.map : nullptr, add, wants_dw ? dw.data() : nullptr,
+                                   plain_values.data(), wants_dx ? &dx.map : nullptr, add, wants_dw ? dw.data() : nullptr,
                                    sums ? mean.data() : nullptr, sums ? inverse.data() : nullptr,
                                    sums ? plain.data() : nullptr, sums ? with.data() : nullptr, s.threads));
   incoming.check();

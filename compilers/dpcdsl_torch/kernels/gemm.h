@@ -42,9 +42,6 @@ struct Ahead {
 
 inline int64_t padded(int64_t columns) { return (columns + kTile - 1) / kTile * kTile; }
 
-// Where element (k, j) of a B with `depth` rows is.
-inline int64_t in_panels(int64_t depth, int64_t k, int64_t j) { return j / kTile * depth * kTile + k * kTile + j % kTile; }
-
 template <int Rows>
 inline __attribute__((always_inline)) void tile(int64_t depth, const float* a, int64_t a_row, int64_t a_column,
                                                 const float* b, float* c, int64_t c_row, bool add) {
@@ -103,7 +100,11 @@ inline void multiply(int64_t rows, int64_t columns, int64_t depth, const float* 
   each_tile(
       rows, columns, b, panel, depth * kTile * 4, then, ahead,
       [&](int64_t i, int64_t j, const float* at) {
-        tile<kRows>(depth, a + i * a_row, a_row, a_column, at, c + i * c_row + j, c_row, add);
+        float* to = c + i * c_row + j;
+        if (add)  // what is added to need not be near: the next tile's is asked for
+          for (int64_t k = kRows; k < 2 * kRows; k++)
+            for (int64_t lane = 0; lane < kTile; lane += 16) will_write(to + k * c_row + lane);
+        tile<kRows>(depth, a + i * a_row, a_row, a_column, at, to, c_row, add);
       },
       [&](int64_t i, int64_t j, const float* at) {
         last_tile<kRows - 1>(rows - i, depth, a + i * a_row, a_row, a_column, at, c + i * c_row + j, c_row, add);

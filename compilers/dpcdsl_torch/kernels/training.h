@@ -61,10 +61,38 @@ T* row(const Map& map, int64_t position) {
 }
 
 constexpr int64_t kStatisticsBlock = 48;
-constexpr int64_t kTrainingBlock = 96;
 
 inline Share block_range(int64_t block, int64_t size, int64_t count) {
   return {block * size, std::min((block + 1) * size, count)};
+}
+
+// Rows of a map that will be read when a product is done, for it to bring near.
+template <class T>
+class Reads {
+ public:
+  Ahead of(const Map& map, int64_t c, int64_t channels, const Share& range) {
+    for (int64_t i = range.first; i < range.last; i++)
+      rows_[i - range.first] = reinterpret_cast<const char*>(row<T>(map, i) + c);
+    return {rows_, range.last - range.first, channels * int64_t(sizeof(T))};
+  }
+
+ private:
+  const char* rows_[kBlock];
+};
+
+// B of a product, [depth, columns], from where its element (k, j) is at k * row + j * column, into panels.
+inline void pack(const float* from, int64_t row, int64_t column, int64_t depth, int64_t columns, float* to,
+                 int threads) {
+  const int64_t panels = padded(columns) / kTile;
+  in_threads(threads, [&](int thread, int all) {
+    Share mine = share(panels, thread, all);
+    for (int64_t p = mine.first; p < mine.last; p++)
+      for (int64_t k = 0; k < depth; k++)
+        for (int64_t j = 0; j < kTile; j++) {
+          const int64_t c = p * kTile + j;
+          to[(p * depth + k) * kTile + j] = c < columns ? from[k * row + c * column] : 0.0f;
+        }
+  });
 }
 
 // y = depthwise(x), and the moments of y unless they are null.
@@ -127,7 +155,7 @@ void activate(const Map& x, const Affine& affine, int64_t c, int64_t channels, i
   }
 }
 
-// p = pointwise(max(scale x + shift, floor)), and the moments of p. weight: panels [depth, kTile], fp32.
+// p = pointwise(max(scale x + shift, floor)), and the moments of p. weight [filters, depth], fp32.
 template <class T>
 void pointwise_forward(const Map& x, const Affine& affine, const float* weight, const Map& p, double* mean,
                        double* deviations, int threads) {
@@ -135,14 +163,21 @@ void pointwise_forward(const Map& x, const Affine& affine, const float* weight, 
   const int64_t chunk = depth_of_chunk(x.c), columns = padded(p.c);
   Layout layout;
   const int64_t a_at = layout.floats(kBlock * chunk), c_at = layout.floats(kBlock * columns);
-  char* memory = static_cast<char*>(scratch(layout.bytes() * std::max(threads, 1)));
+  Layout common;
+  common.floats(x.c * columns);
+  char* memory = static_cast<char*>(scratch(common.bytes() + layout.bytes() * std::max(threads, 1)));
+  float* packed = reinterpret_cast<float*>(memory);
+  memory += common.bytes();
+  pack(weight, 1, x.c, x.c, p.c, packed, threads);
   std::vector<Moments> moments(mean ? std::max(threads, 1) : 0, Moments(p.c));
   in_threads(threads, [&](int thread, int all) {
     float* a = reinterpret_cast<float*>(memory + thread * layout.bytes() + a_at);
     float* c = reinterpret_cast<float*>(memory + thread * layout.bytes() + c_at);
+    Reads<T> reads;
     Share mine = share(blocks, thread, all);
     for (int64_t b = mine.first; b < mine.last; b++) {
-      Share range = block_range(b, kBlock, count);
+      const Share range = block_range(b, kBlock, count);
+      const Share next = b + 1 < mine.last ? block_range(b + 1, kBlock, count) : Share{0, 0};
       const int64_t rows = range.last - range.first;
       for (int64_t k = 0; k < x.c; k += chunk) {
         const int64_t depth = std::min(chunk, x.c - k);
@@ -154,7 +189,11 @@ void pointwise_forward(const Map& x, const Affine& affine, const float* weight, 
         } else {
           activate<T>(x, affine, k, depth, range.first, rows, Rows::plain(a, depth));
         }
-        multiply(rows, columns, depth, left, left_row, 1, weight + k * kTile, x.c * kTile, c, columns, k > 0);
+        const bool last = k + chunk >= x.c;
+        const int64_t then = last ? 0 : k + chunk;
+        const Ahead ahead = reads.of(x, then, std::min(chunk, x.c - then), last ? next : range);
+        multiply(rows, columns, depth, left, left_row, 1, packed + k * kTile, x.c * kTile, c, columns, k > 0, packed,
+                 ahead);
       }
       for (int64_t i = 0; i < rows; i++) {
         T* to = row<T>(p, range.first + i);
@@ -291,20 +330,25 @@ struct NormGradient {
 };
 
 // Back through ReLU, normalisation and product: dx (+)= gradient of the product's input x, through x's own ReLU and
-// times nothing else; dw [filters, depth] = gradient of the weight. weight: panels [filters, kTile], fp32. With `mean`, also the
+// times nothing else; dw [filters, depth] = gradient of the weight. weight [filters, depth], fp32. With `mean`, also the
 // sums of the gradient that passed x's ReLU.
 template <class T>
 void pointwise_backward(const Map& one, const Map* two, const Map& p, const NormGradient& norm, const Map& x,
                         const Affine& before, const float* weight, const Map* dx, bool add,
                         float* dw, const float* mean, const float* inverse, double* plain, double* with, int threads) {
-  const int64_t count = positions(x), blocks = (count + kTrainingBlock - 1) / kTrainingBlock;
+  const int64_t count = positions(x), blocks = (count + kBlock - 1) / kBlock;
   const int64_t chunk = depth_of_chunk(x.c), wide = padded(chunk), columns = padded(p.c) + 16, all_depth = padded(x.c);
   threads = int(std::min<int64_t>(std::max(threads, 1), std::max<int64_t>(blocks, 1)));
   Layout layout;
-  const int64_t g_at = layout.floats(kTrainingBlock * columns), x_at = layout.floats(kTrainingBlock * wide);
-  const int64_t dx_at = layout.floats(kTrainingBlock * wide), dw_at = layout.floats(p.c * all_depth);
+  const int64_t g_at = layout.floats(kBlock * columns), x_at = layout.floats(kBlock * wide);
+  const int64_t dx_at = layout.floats(kBlock * wide), dw_at = layout.floats(p.c * all_depth);
   const int64_t total_at = layout.floats(2 * wide);
-  char* memory = static_cast<char*>(scratch(layout.bytes() * threads));
+  Layout common;
+  common.floats(p.c * all_depth);
+  char* memory = static_cast<char*>(scratch(common.bytes() + layout.bytes() * threads));
+  float* packed = reinterpret_cast<float*>(memory);
+  memory += common.bytes();
+  if (dx) pack(weight, x.c, 1, p.c, x.c, packed, threads);
   const Incoming<T> incoming{&one, two};
   const Vector lowest = splat(norm.affine.floor), lowest_before = splat(before.floor);
   std::vector<GradientSums> sums(mean ? threads : 0, GradientSums(x.c));
@@ -314,9 +358,11 @@ void pointwise_backward(const Map& one, const Map* two, const Map& p, const Norm
     float *g = reinterpret_cast<float*>(own + g_at), *values = reinterpret_cast<float*>(own + x_at);
     float *gx = reinterpret_cast<float*>(own + dx_at), *gw = reinterpret_cast<float*>(own + dw_at);
     float* total = reinterpret_cast<float*>(own + total_at);
+    Reads<T> reads_p, reads_x;
     Share mine = share(blocks, thread, all);
     for (int64_t b = mine.first; b < mine.last; b++) {
-      Share range = block_range(b, kTrainingBlock, count);
+      const Share range = block_range(b, kBlock, count);
+      const Share next = b + 1 < mine.last ? block_range(b + 1, kBlock, count) : Share{0, 0};
       const int64_t rows = range.last - range.first;
       for (int64_t i = 0; i < rows; i++) {
         const T* at = row<T>(p, range.first + i);
@@ -336,10 +382,14 @@ void pointwise_backward(const Map& one, const Map* two, const Map& p, const Norm
         if (depth_row != depth)  // what is multiplied by nothing must not be NaN
           std::fill_n(value.at(0, depth_row - kTile), rows * kTile, 0.0f);
         activate<T>(x, before, k, depth, range.first, rows, value);
+        const bool last = k + chunk >= x.c;
+        const int64_t then = last ? 0 : k + chunk;
         if (dw)
-          multiply(p.c, depth_row, rows, g, 1, columns, values, rows * kTile, gw + k, all_depth, begun[thread] != 0);
+          multiply(p.c, depth_row, rows, g, 1, columns, values, rows * kTile, gw + k, all_depth, begun[thread] != 0,
+                   packed + k * p.c, last ? reads_p.of(p, 0, p.c, next) : Ahead{});
         if (dx == nullptr) continue;
-        multiply(rows, depth_row, p.c, g, columns, 1, weight + k * p.c, p.c * kTile, gx, depth_row, false);
+        multiply(rows, depth_row, p.c, g, columns, 1, packed + k * p.c, p.c * kTile, gx, depth_row, false, nullptr,
+                 reads_x.of(x, then, std::min(chunk, x.c - then), last ? next : range));
         if (mean) std::fill_n(total, 2 * wide, 0.0f);
         for (int64_t i = 0; i < rows; i++) {
           const float* from = gx + i * depth_row;
