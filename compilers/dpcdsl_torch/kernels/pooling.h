@@ -143,44 +143,91 @@ void resize_backward(const Map& one, const Map* two, const Map& to, bool align_c
   });
 }
 
+// to[j * to_step + i] = from[i * from_step + j] for `rows` i and `columns` j.
+template <class T>
+void turn(const T* from, int64_t from_step, int64_t rows, int64_t columns, T* to, int64_t to_step) {
+  int64_t i = 0;
+  if constexpr (sizeof(T) == 4) {
+    typedef float Four __attribute__((vector_size(16), aligned(4), may_alias));
+    typedef int32_t Order __attribute__((vector_size(16)));
+    constexpr Order low{0, 4, 1, 5}, high{2, 6, 3, 7}, first{0, 1, 4, 5}, second{2, 3, 6, 7};
+    for (; i + 4 <= rows; i += 4) {
+      int64_t j = 0;
+      for (; j + 4 <= columns; j += 4) {
+        const T* at = from + i * from_step + j;
+        T* out = to + j * to_step + i;
+        const Four a = *reinterpret_cast<const Four*>(at), b = *reinterpret_cast<const Four*>(at + from_step);
+        const Four c = *reinterpret_cast<const Four*>(at + 2 * from_step);
+        const Four d = *reinterpret_cast<const Four*>(at + 3 * from_step);
+        const Four ab = __builtin_shuffle(a, b, low), cd = __builtin_shuffle(c, d, low);
+        const Four more_ab = __builtin_shuffle(a, b, high), more_cd = __builtin_shuffle(c, d, high);
+        *reinterpret_cast<Four*>(out) = __builtin_shuffle(ab, cd, first);
+        *reinterpret_cast<Four*>(out + to_step) = __builtin_shuffle(ab, cd, second);
+        *reinterpret_cast<Four*>(out + 2 * to_step) = __builtin_shuffle(more_ab, more_cd, first);
+        *reinterpret_cast<Four*>(out + 3 * to_step) = __builtin_shuffle(more_ab, more_cd, second);
+      }
+      for (; j < columns; j++)
+        for (int64_t k = i; k < i + 4; k++) to[j * to_step + k] = from[k * from_step + j];
+    }
+  }
+  for (; i < rows; i++)
+    for (int64_t j = 0; j < columns; j++) to[j * to_step + i] = from[i * from_step + j];
+}
+
+// `count` values side by side; past the cache if the map does not fit into it.
+template <class T>
+void copy_line(const T* from, int64_t count, T* to, bool past) {
+  if constexpr (sizeof(T) == 4)
+    if (past && reinterpret_cast<uintptr_t>(to) % sizeof(Vector) == 0 && count % kLanes == 0) {
+      for (int64_t i = 0; i < count; i += kLanes) store_past(load(from + i), to + i);
+      return;
+    }
+  std::copy(from, from + count, to);
+}
+
+constexpr int64_t kLargeMap = 16 << 20;  // bytes that will not be in the cache when they are read
+
 // A map of any strides into one of any strides, tile by tile, so that both sides move whole cache lines.
 template <class T>
 void copy_map(const Map& from, const Map& to, int threads) {
-  constexpr int64_t kTileSide = 64;
-  const int64_t size = from.h * from.w, tiles = (size + kTileSide - 1) / kTileSide;
+  constexpr int64_t kPositions = 128, kChannels = 64;
+  const int64_t size = from.h * from.w, tiles = (size + kPositions - 1) / kPositions;
+  const bool past = from.n * size * from.c * int64_t(sizeof(T)) > kLargeMap;
+  const auto dense = [](const Map& map) { return map.stride_w == 1 && (map.h == 1 || map.stride_h == map.w); };
+  const bool from_dense = dense(from), to_dense = dense(to);
   in_threads(threads, [&](int thread, int all) {
-    T tile[kTileSide][kTileSide + 1];
-    int64_t source[kTileSide], target[kTileSide];
+    // A position's channels side by side. Rows are not a power of 2 apart, which would share the lines of the cache.
+    constexpr int64_t kRow = kChannels + 8;
+    T tile[kPositions * kRow];
+    int64_t source[kPositions], target[kPositions];
     Share mine = share(from.n * tiles, thread, all);
     for (int64_t task = mine.first; task < mine.last; task++) {
-      const int64_t n = task / tiles, p = task % tiles * kTileSide, count = std::min(kTileSide, size - p);
+      const int64_t n = task / tiles, p = task % tiles * kPositions, count = std::min(kPositions, size - p);
       for (int64_t i = 0; i < count; i++) {
         source[i] = offset(from, n, (p + i) / from.w, (p + i) % from.w);
         target[i] = offset(to, n, (p + i) / from.w, (p + i) % from.w);
       }
-      const bool dense = from.stride_w == 1 && (from.h == 1 || from.stride_h == from.w);
-      for (int64_t c = 0; c < from.c; c += kTileSide) {
-        const int64_t channels = std::min(kTileSide, from.c - c);
+      for (int64_t c = 0; c < from.c; c += kChannels) {
+        const int64_t channels = std::min(kChannels, from.c - c);
         const T* data = static_cast<const T*>(from.data) + c * from.stride_c;
         T* result = static_cast<T*>(to.data) + c * to.stride_c;
-        if (from.stride_c == 1) {
-          for (int64_t i = 0; i < count; i++) std::copy(data + source[i], data + source[i] + channels, tile[i]);
-        } else if (dense) {
-          for (int64_t k = 0; k < channels; k++) {
-            const T* line = data + k * from.stride_c + source[0];
-            for (int64_t i = 0; i < count; i++) tile[i][k] = line[i];
-          }
-        } else {
-          for (int64_t k = 0; k < channels; k++)
-            for (int64_t i = 0; i < count; i++) tile[i][k] = data[k * from.stride_c + source[i]];
-        }
-        if (to.stride_c == 1)
-          for (int64_t i = 0; i < count; i++) std::copy(tile[i], tile[i] + channels, result + target[i]);
+        if (from.stride_c == 1)
+          for (int64_t i = 0; i < count; i++) std::copy(data + source[i], data + source[i] + channels, tile + i * kRow);
+        else if (from_dense)
+          turn(data + source[0], from.stride_c, channels, count, tile, kRow);
         else
           for (int64_t k = 0; k < channels; k++)
-            for (int64_t i = 0; i < count; i++) result[k * to.stride_c + target[i]] = tile[i][k];
+            for (int64_t i = 0; i < count; i++) tile[i * kRow + k] = data[k * from.stride_c + source[i]];
+        if (to.stride_c == 1)
+          for (int64_t i = 0; i < count; i++) copy_line(tile + i * kRow, channels, result + target[i], past);
+        else if (to_dense)
+          turn(tile, kRow, count, channels, result + target[0], to.stride_c);
+        else
+          for (int64_t k = 0; k < channels; k++)
+            for (int64_t i = 0; i < count; i++) result[k * to.stride_c + target[i]] = tile[i * kRow + k];
       }
     }
+    settle();
   });
 }
 

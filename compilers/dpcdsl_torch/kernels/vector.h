@@ -2,7 +2,7 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
-#if defined(__AVX512F__)
+#if defined(__AVX__)
 #include <immintrin.h>
 #endif
 
@@ -77,6 +77,23 @@ inline void store(Vector value, T* to, int64_t count) {
 constexpr int64_t kAhead = 6;
 inline void will_read(const void* address) { __builtin_prefetch(address, 0, 3); }
 inline void will_write(const void* address) { __builtin_prefetch(address, 1, 3); }
+
+// Past the cache, for what is too large to stay there; `to` is aligned to a vector. Threads that pass on what they stored
+// so call `settle` before.
+inline void store_past(Vector value, float* to) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(to, (__m512)value);
+#elif defined(__AVX__)
+  _mm256_stream_ps(to, (__m256)value);
+#else
+  store(value, to);
+#endif
+}
+inline void settle() {
+#if defined(__AVX__)
+  _mm_sfence();
+#endif
+}
 
 // max(value, floor) that keeps NaN. A floor of minus infinity is no ReLU.
 inline Vector clamp(Vector value, Vector floor) { return value < floor ? floor : value; }
