@@ -53,9 +53,17 @@ MIXED = dpcdsl.parse_cell(
     "cell mixed { (F, conv1x1, Y1) (F, avgpool grid 2x4, Y2) (F, sepconv3x3 rate 6x3, Y3)"
     " (Y3, avgpool grid 1x1, Y4) (Y2, sepconv3x3 rate 3x18, Y5) }"
 )
+POOLS = dpcdsl.parse_cell(
+    "cell pools { (F, avgpool grid 2x4, Y1) (F, avgpool grid 2x4, Y2) (Y1, conv1x1, Y3) }"
+)
+CHAIN = dpcdsl.parse_cell(
+    "cell chain { (F, sepconv3x3 rate 1x1, Y1) (Y1, sepconv3x3 rate 1x6, Y2) (Y2, sepconv3x3 rate 6x3, Y3)"
+    " (Y3, conv1x1, Y4) (Y4, sepconv3x3 rate 1x1, Y5) }"
+)
 CELLS = 20  # random ones
 COMPILED = 4  # of them by torch.compile, which takes its time
 PROJECTION = 256
+CHAINED = Case("a chain, 320 ch, projected", CHAIN, 320, projection=PROJECTION)
 STARTS = 5
 MB = 1e6
 
@@ -173,33 +181,42 @@ def on_random_cells() -> list[list[str]]:
 
 
 def fusions() -> list[list[str]]:
-    """Our time without each fusion, over that with all of them."""
+    """Our time without each fusion, over that with all of them; for what saves memory, the memory."""
     names = tuple(FUSIONS)
     case = Case("top-1, 320 ch", TOP1, 320)
     mixed = Case("with pools, 320 ch", MIXED, 320)
-    cases = [
-        (case, False),
-        (mixed, False),
-        (replace(mixed, name=f"{mixed.name}, projected", projection=PROJECTION), False),
-        (Case("ASPP, 2048 ch", ASPP, 2048), False),
-        (replace(case, name=f"{case.name}, a step of N = 2", batch=2, size=CROP), True),
+    train = replace(case, name=f"{case.name}, a step of N = 2", batch=2, size=CROP)
+    cases: list[tuple[Case, dict[str, str]]] = [
+        (case, {}),
+        (mixed, {}),
+        (replace(mixed, name=f"{mixed.name}, projected", projection=PROJECTION), {}),
+        (Case("ASPP, 2048 ch", ASPP, 2048), {}),
+        (Case("twice the same pool, 2048 ch", POOLS, 2048), {}),
+        (replace(case, name="top-1, 320 ch, 17x17, on ATen", size=(17, 17)), {"backend": "aten"}),
+        (train, {}),
     ]
-    rows = [["without", *(case.name for case, _ in cases)], ["none", *[""] * len(cases)], *([name] for name in names)]
+    memory = f"{CHAINED.name}: memory"
+    rows = [["without", *(case.name for case, _ in cases), memory], ["none"], *([name] for name in names)]
     with two_threads():
-        for column, (case, train) in enumerate(cases, 1):
+        for case, options in cases:
             _say(f"fusions, {case.name}")
             contestants = {}
             for without in ((), *((name,) for name in names)):
-                module = ours(case, weights(case).train(train), without=without)
+                module = ours(case, weights(case).train(case is train), without=without, **options)
                 x = features(case).contiguous(memory_format=LAST)
-                made = step(module, module, case, LAST) if train else of_torch(module, x)
+                made = step(module, module, case, LAST) if case is train else of_torch(module, x)
                 contestants["".join(without)] = made.run
             taken = in_turns(contestants)
-            rows[1][column] = f"{1000 * taken['']:.1f} ms"
+            rows[1].append(f"{1000 * taken['']:.1f} ms")
             for row, name in zip(rows[2:], names, strict=True):
                 row.append(f"{taken[name] / taken['']:.2f}")
             del contestants, made, module
             gc.collect()
+    _say(f"fusions, {memory}")
+    needed = {name: _peak(CHAINED, name)[1] for name in ("", "release")}
+    rows[1].append(f"{needed[''] / MB:.0f} MB")
+    for row, name in zip(rows[2:], names, strict=True):
+        row.append(f"{needed[name] / needed['']:.2f}" if name in needed else "")
     return rows
 
 
@@ -211,19 +228,26 @@ def memory() -> list[list[str]]:
         ["one call, peak in steady state", "output, MB", "above no call at all, MB", "beyond the output, MB", "bar"]
     ]
     for case in _published():
-        output, most, before = in_process(_inside(f"print(*compiler.peak({case.name!r}))"))
-        numbers = (output, most - before, most - before - output)
+        output, above = _peak(case)
+        numbers = (output, above, above - output)
         rows.append([case.name, *(f"{value / MB:.1f}" for value in numbers), f"≤ {8 * THREADS}"])
     return rows
 
 
-def peak(name: str) -> tuple[float, float, float]:
+def _peak(case: Case, without: str = "") -> tuple[float, float]:
+    """Bytes of the output, and of a call at its peak."""
+    output, most, before = in_process(_inside(f"print(*compiler.peak({case.name!r}, {without!r}))"))
+    return output, most - before
+
+
+def peak(name: str, without: str = "") -> tuple[float, float, float]:
     """Bytes of the output, and of the process: at the peak of a call, and before there was one of more than a position.
 
     So what calls leave behind for each other (buffers, pools, scratch) counts, as does what one needs meanwhile.
     """
-    case = next(case for case in _published() if case.name == name)
-    module, x = ours(case, weights(case)), features(case).contiguous(memory_format=LAST)
+    case = next(case for case in (*_published(), CHAINED) if case.name == name)
+    module = ours(case, weights(case), without=(without,) if without else ())
+    x = features(case).contiguous(memory_format=LAST)
     with two_threads(), torch.inference_mode():
         pointwise(Case("", TOP1, 8, size=(9, 9)))()  # torch's own threads and libraries are not the cell's
         module(x[:, :, :1, :1])  # folded weights are the module's, and not a call's

@@ -158,6 +158,8 @@ def _written(gradient: Tensor, dx: Tensor, add: bool) -> None:
 class AtenPrimitives:
     """The passes by torch's operators; :class:`dpcdsl_torch.primitives.Primitives`."""
 
+    finds_taps = False
+
     def prepare(self, weight: Tensor, dtype: object) -> Tensor:
         """The weight [filters, depth] itself, in the maps' type."""
         assert isinstance(dtype, torch.dtype)

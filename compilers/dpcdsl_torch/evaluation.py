@@ -106,7 +106,7 @@ class _Evaluation:
     def _depthwise(self, step: Depthwise) -> None:
         form = self.task.branches[step.number - 1]
         key = f"{step.number}.depthwise"
-        chosen = chosen_taps(self.task, form, self.make.size)
+        chosen = chosen_taps(self.task, form, self.make.size, self.primitives)
         weight = self.weights[key] if chosen is None else self.weights[key][list(chosen)]
         target = self._target(step.target)
         self.primitives.depthwise(self.maps[step.source], weight, taps_of(form, chosen), target, False)
@@ -126,7 +126,7 @@ class _Evaluation:
             if part.depthwise:
                 assert form is not None
                 key = f"{number}.depthwise"
-                chosen = chosen_taps(self.task, form, self.make.size)
+                chosen = chosen_taps(self.task, form, self.make.size, self.primitives)
                 weight = self.weights[key] if chosen is None else self.weights[key][list(chosen)]
                 depthwise = (taps_of(form, chosen), weight, self.weights[f"{key}.shift"], form.depthwise_relu)
             key = "0.product" if number == 0 else f"{number}.product" if number > 0 else f"{-number}.projection"

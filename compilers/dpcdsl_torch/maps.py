@@ -63,7 +63,7 @@ class Maps:
         if side_by_side(x):
             return x
         channels = x.shape[1]
-        # Positions a whole page apart would push each other out of the cache: a line more between them, and they do not.
+        # Positions a whole page apart would push each other out of the cache. With a line more between them they do not.
         apart = _LINE if channels * x.itemsize % _PAGE == 0 else 0
         copy = self.empty(channels + apart // x.itemsize)[:, :channels]
         primitives.copy(x, copy)
@@ -76,10 +76,12 @@ def taps_of(form: Form, chosen: tuple[int, ...] | None) -> Taps:
     return Taps(tuple(form.dy[t] for t in chosen), tuple(form.dx[t] for t in chosen))
 
 
-def chosen_taps(task: Task, form: Form, size: Size) -> tuple[int, ...] | None:
-    """The taps worth visiting on maps of ``size``, None for all."""
+def chosen_taps(task: Task, form: Form, size: Size, primitives: Primitives) -> tuple[int, ...] | None:
+    """The taps to visit on maps of ``size``, None for all."""
+    if primitives.finds_taps or not task.does("taps"):
+        return None
     inside = taps_inside(form, size)
-    return inside if task.does("taps") and len(inside) < len(form.dy) else None
+    return inside if len(inside) < len(form.dy) else None
 
 
 def _window(task: Task, form: Form, size: Size) -> Size:

@@ -268,6 +268,8 @@ class NativePrimitives:
     Depthwise kernels have at most :data:`MOST_TAPS` taps.
     """
 
+    finds_taps = True
+
     def __init__(self, library: ctypes.CDLL) -> None:
         _declare(library)
         self._library = library

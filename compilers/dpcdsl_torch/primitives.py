@@ -102,6 +102,10 @@ class Projection:
 class Primitives(Protocol):
     """The passes. Nothing is returned where ``out`` is written; gradients are added to where ``add`` is set."""
 
+    @property
+    def finds_taps(self) -> bool:
+        """Whether a depthwise convolution leaves out taps outside the map by itself, at no cost."""
+
     def prepare(self, weight: Tensor, dtype: object) -> Tensor:
         """The weight [filters, depth] of a product on maps of ``dtype`` in the layout that :meth:`evaluate` reads.
 

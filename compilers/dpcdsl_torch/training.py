@@ -146,7 +146,7 @@ class _Forward(_Training):
     def _depthwise(self, step: Pass, form: Form) -> None:
         key = f"{step.number}.depthwise"
         self.maps[step.target] = self.make.empty(form.in_channels)
-        chosen = chosen_taps(self.task, form, self.make.size)
+        chosen = chosen_taps(self.task, form, self.make.size, self.primitives)
         weight = self.weights[key] if chosen is None else self.weights[key][list(chosen)]
         gathers = form.depthwise_norm and key in self.batch
         moments = self.primitives.depthwise(
@@ -284,7 +284,7 @@ class _Backward(_Training):
 
     def _depthwise(self, step: Pass, form: Form) -> None:
         whole = self.weights[f"{step.number}.depthwise"]
-        chosen = chosen_taps(self.task, form, self.make.size)
+        chosen = chosen_taps(self.task, form, self.make.size, self.primitives)
         weight = whole if chosen is None else whole[list(chosen)]
         target, add = self._target(form.input)
         dw = self.primitives.depthwise_backward(
