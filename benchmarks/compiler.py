@@ -53,9 +53,7 @@ MIXED = dpcdsl.parse_cell(
     "cell mixed { (F, conv1x1, Y1) (F, avgpool grid 2x4, Y2) (F, sepconv3x3 rate 6x3, Y3)"
     " (Y3, avgpool grid 1x1, Y4) (Y2, sepconv3x3 rate 3x18, Y5) }"
 )
-POOLS = dpcdsl.parse_cell(
-    "cell pools { (F, avgpool grid 2x4, Y1) (F, avgpool grid 2x4, Y2) (Y1, conv1x1, Y3) }"
-)
+POOLS = dpcdsl.parse_cell("cell pools { (F, avgpool grid 2x4, Y1) (F, avgpool grid 2x4, Y2) (Y1, conv1x1, Y3) }")
 CHAIN = dpcdsl.parse_cell(
     "cell chain { (F, sepconv3x3 rate 1x1, Y1) (Y1, sepconv3x3 rate 1x6, Y2) (Y2, sepconv3x3 rate 6x3, Y3)"
     " (Y3, conv1x1, Y4) (Y4, sepconv3x3 rate 1x1, Y5) }"

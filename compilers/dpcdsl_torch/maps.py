@@ -63,7 +63,7 @@ class Maps:
         if side_by_side(x):
             return x
         channels = x.shape[1]
-        # Positions a whole page apart would push each other out of the cache. With a line more between them they do not.
+        # Positions a whole page apart push each other out of the cache. With a line more between them they do not.
         apart = _LINE if channels * x.itemsize % _PAGE == 0 else 0
         copy = self.empty(channels + apart // x.itemsize)[:, :channels]
         primitives.copy(x, copy)
