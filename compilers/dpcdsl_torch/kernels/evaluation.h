@@ -7,6 +7,7 @@
 #include "depthwise.h"
 #include "gemm.h"
 #include "resize.h"
+#include "turn.h"
 
 namespace dpc {
 
@@ -64,22 +65,31 @@ void finish_rows(const float* sum, int64_t row, const float* bias, float floor, 
     for (int64_t i = 0; i < run.length; i++) {
       const float* from = sum + (run.index + i) * row;
       S* keep = kept ? kept + (run.index + i) * kept_row : nullptr;
-      if (to == nullptr || y->stride_c == 1) {
-        each_vector(filters, [&](int64_t c, auto lanes) {
-          Vector value = clamp(lanes.load(from + c) + (bias ? lanes.load(bias + c) : Vector{}), lowest);
-          if (to) {
-            will_write(to + (i + kAhead) * y->stride_w + c);
-            lanes.store(value, to + i * y->stride_w + c);
-          }
-          if (keep) lanes.store(value, keep + c);
-        });
-      }
+      each_vector(filters, [&](int64_t c, auto lanes) {
+        Vector value = clamp(lanes.load(from + c) + (bias ? lanes.load(bias + c) : Vector{}), lowest);
+        if (to) {
+          will_write(to + (i + kAhead) * y->stride_w + c);
+          lanes.store(value, to + i * y->stride_w + c);
+        }
+        if (keep) lanes.store(value, keep + c);
+      });
     }
-    if (to && y->stride_c != 1)  // positions are next to each other then, and so is what is written
+  });
+}
+
+// Rows of `sum` through the ReLU to a map whose channels lie apart.
+template <class T>
+void finish_apart(float* sum, int64_t row, float floor, const Map& y, int64_t first, int64_t count, int64_t filters) {
+  const Vector lowest = splat(floor);
+  for (int64_t i = 0; i < count * row; i += kLanes) store(clamp(load(sum + i), lowest), sum + i);
+  each_run(y.h, y.w, Taps{0, nullptr, nullptr}, first, count, [&](const Run& run) {
+    const float* from = sum + run.index * row;
+    T* to = static_cast<T*>(y.data) + offset(y, run.n, run.y, run.x);
+    if (y.stride_w == 1)
+      turn(from, row, run.length, filters, to, y.stride_c);
+    else
       for (int64_t c = 0; c < filters; c++)
-        for (int64_t i = 0; i < run.length; i++)
-          narrow(clamp(sum[(run.index + i) * row + c] + (bias ? bias[c] : 0.0f), floor),
-                 to + c * y->stride_c + i * y->stride_w);
+        for (int64_t i = 0; i < run.length; i++) narrow(from[i * row + c], to + c * y.stride_c + i * y.stride_w);
   });
 }
 
@@ -264,7 +274,9 @@ class Evaluation {
     if (projection_ == nullptr) return;
     const Projection& p = *projection_;
     const int64_t first = block * kBlock, rows = rows_of(block);
-    if (p.last)
+    if (p.last && p.out.stride_c != 1)
+      finish_apart<T>(sum_, projected_, p.floor, p.out, first, rows, p.filters);
+    else if (p.last)
       finish_rows<T, float>(sum_, projected_, nullptr, p.floor, &p.out, first, rows, p.filters, nullptr, 0);
     else
       finish_rows<float, float>(sum_, projected_, nullptr, -__builtin_inff(), &p.sum, first, rows, p.filters, nullptr,
