@@ -39,7 +39,7 @@ extern "C" {
 // C [rows, 256] = A [rows, depth] B
 double ours(int64_t rows, int64_t depth, int threads, int calls) {
   return seconds(threads, calls, [=](float* a, float* b, float* c, float*) {
-    multiply(rows, kColumnsOfC, depth, a, depth, 1, b, kColumnsOfC, c, kColumnsOfC, false);
+    multiply(rows, kColumnsOfC, depth, a, depth, 1, b, depth * kTile, c, kColumnsOfC, false);
   });
 }
 double brgemm(int64_t rows, int64_t depth, int threads, int calls) {
@@ -50,7 +50,7 @@ double brgemm(int64_t rows, int64_t depth, int threads, int calls) {
 // C [rows, 256] += A^T B, A [depth, rows]: the gradient of a weight
 double ours_transposed(int64_t rows, int64_t depth, int threads, int calls) {
   return seconds(threads, calls, [=](float* a, float* b, float* c, float*) {
-    multiply(rows, kColumnsOfC, depth, a, 1, rows, b, kColumnsOfC, c, kColumnsOfC, true);
+    multiply(rows, kColumnsOfC, depth, a, 1, rows, b, depth * kTile, c, kColumnsOfC, true);
   });
 }
 double brgemm_transposed(int64_t rows, int64_t depth, int threads, int calls) {
