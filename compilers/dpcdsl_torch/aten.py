@@ -96,12 +96,11 @@ def _sum(gradients: tuple[Tensor, ...]) -> Tensor:
 
 
 def _moments(out: Tensor) -> Moments:
-    count = out.shape[0] * out.shape[2] * out.shape[3]
-    if count == 0:
-        nothing = torch.zeros(2, out.shape[1], dtype=torch.float64, device=out.device)
-        return Moments(nothing[0], nothing[1], 0)
+    if out.numel() == 0:
+        nothing = torch.zeros(out.shape[1], dtype=_wide(out.dtype), device=out.device)
+        return Moments(nothing, torch.zeros_like(nothing))
     variance, mean = torch.var_mean(_widened(out), _POSITIONS, correction=0)
-    return Moments(mean.double(), variance.double() * count, count)
+    return Moments(mean, variance)
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -160,6 +159,12 @@ class AtenPrimitives:
 
     finds_taps = False
 
+    def deferred(self) -> AtenPrimitives:
+        return self
+
+    def flush(self) -> None:
+        pass
+
     def prepare(self, weight: Tensor, dtype: object) -> Tensor:
         """The weight [filters, depth] itself, in the maps' type."""
         assert isinstance(dtype, torch.dtype)
@@ -209,6 +214,20 @@ class AtenPrimitives:
         out.copy_(_product(_activated(x, before), weight))
         return _moments(out) if moments else None
 
+    def normalisation(
+        self, moments: Moments, weight: Tensor, bias: Tensor, epsilon: float, single: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        inverse = torch.zeros_like(moments.variance) if single else torch.rsqrt(moments.variance + epsilon)
+        scale = weight * inverse
+        return inverse, scale, torch.addcmul(bias, moments.mean, scale, value=-1)
+
+    def normalisation_gradient(
+        self, scale: Tensor, inverse: Tensor, sums: tuple[Tensor, Tensor], count: int
+    ) -> tuple[Tensor, Tensor]:
+        plain, by_value = sums
+        share = scale * (-1 / count)
+        return share * inverse * by_value, share * plain
+
     def affine(self, x: Tensor, affine: Affine, out: Tensor) -> None:
         out.copy_(_normalised(x, affine, affine.relu))
 
@@ -220,7 +239,7 @@ class AtenPrimitives:
 
     def _sums(self, g: Tensor, x: Tensor, mean: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
         standard = (_widened(x) - _by_channel(mean)) * _by_channel(inverse)
-        return g.sum(_POSITIONS).double(), (g * standard).sum(_POSITIONS).double()
+        return g.sum(_POSITIONS), (g * standard).sum(_POSITIONS)
 
     def pointwise_backward(
         self,

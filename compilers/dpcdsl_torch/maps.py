@@ -96,6 +96,7 @@ def pool(task: Task, form: Form, x: Tensor, primitives: Primitives) -> Tensor:
     assert form.grid is not None
     if task.pooling == "paper":
         return primitives.pool(x, form.grid)
+    primitives.flush()
     height, width = _window(task, form, (x.shape[2], x.shape[3]))
     # The mean of means along each axis: h + w additions a position, and not h w.
     rows = F.avg_pool2d(x.to(vector_dtype(x.dtype)), (height, 1), stride=1)
@@ -106,6 +107,7 @@ def pool_backward(task: Task, form: Form, g: Tensor, dx: Tensor, add: bool, prim
     if task.pooling == "paper":
         primitives.pool_backward(g, dx, add)
         return
+    primitives.flush()
     height, width = _window(task, form, (dx.shape[2], dx.shape[3]))
     # The mean of a window, backwards, is the mean over the windows that a position is in, of a map padded with zeros.
     padded = F.pad(g, (width - 1, width - 1, height - 1, height - 1))

@@ -7,6 +7,7 @@ as many threads as torch has, and come out the same in every run with the same n
 
 from __future__ import annotations
 
+import copy
 import ctypes
 from ctypes import c_float, c_int, c_int32, c_int64, c_void_p
 from functools import cache
@@ -110,6 +111,8 @@ _ARGUMENTS = {
         *(_MapP, _MapP, _MapP, _NormGradientP, _MapP, _AffineP, c_void_p, _MapP, c_int, c_void_p),
         *(c_void_p, c_void_p, c_void_p, c_void_p),
     ),
+    "dpc_normalisation": (c_int64, *[c_void_p] * 4, c_float, c_int, *[c_void_p] * 3),
+    "dpc_normalisation_gradient": (c_int64, *[c_void_p] * 4, c_int64, *[c_void_p] * 2),
     "dpc_affine": (_MapP, _AffineP, _MapP),
     "dpc_affine_backward": (_MapP, _MapP, c_void_p, c_void_p, c_void_p, c_void_p),
     "dpc_gradient_sums": (_MapP, _MapP, _MapP, _AffineP, c_void_p, c_void_p, c_void_p, c_void_p),
@@ -248,14 +251,18 @@ def _output(tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, matrix: 
 _Sums: TypeAlias = tuple[Tensor, Tensor]
 
 
-def _double_vectors(channels: int) -> _Sums:
-    mean, deviations = torch.empty(2, channels, dtype=torch.float64, device="cpu")
-    return mean, deviations
+def _vectors(channels: int) -> _Sums:
+    """Each its own, since an operator may return them."""
+    return _flat(channels), _flat(channels)
 
 
-def _double_zeros(channels: int) -> _Sums:
-    mean, deviations = torch.zeros(2, channels, dtype=torch.float64, device="cpu")
-    return mean, deviations
+def _flat(*shape: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
+
+
+def _zeros(channels: int) -> _Sums:
+    one, two = _vectors(channels)
+    return one.zero_(), two.zero_()
 
 
 def _empty(n: int, c: int, size: tuple[int, int], dtype: torch.dtype) -> Tensor:
@@ -275,6 +282,27 @@ class NativePrimitives:
         self._library = library
         self._has_pairs = bool(library.dpc_has_pairs())
         self._panel = int(library.dpc_panel())
+        self._noted: list[tuple[Any, tuple[Any, ...], tuple[Any, ...]]] | None = None
+
+    def deferred(self) -> NativePrimitives:
+        """Passes that are noted until :meth:`flush`: a kernel leaves nothing in the cache for what is between two."""
+        other = copy.copy(self)
+        other._noted = []
+        return other
+
+    def flush(self) -> None:
+        noted, self._noted = self._noted, None if self._noted is None else []
+        for kernel, arguments, _ in noted or ():
+            kernel(*arguments)
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        """A kernel now, or noted with all that its arguments point to; tensors go as their addresses."""
+        kernel = getattr(self._library, name)
+        plain = tuple(_address(given) if isinstance(given, Tensor) else given for given in arguments)
+        if self._noted is None:
+            kernel(*plain, torch.get_num_threads())
+        else:
+            self._noted.append((kernel, (*plain, torch.get_num_threads()), arguments))
 
     def prepare(self, weight: Tensor, dtype: object) -> Tensor:
         """Panels of as many filters as a tile of the product has, zeros after the last: [panels, depth, panel] in fp32;
@@ -294,7 +322,7 @@ class NativePrimitives:
         assert source.shape == out.shape
         assert source.dtype is out.dtype
         if out.numel():
-            self._library.dpc_copy(_map(source), _map(out), torch.get_num_threads())
+            self._call("dpc_copy", _map(source), _map(out))
 
     def evaluate(self, x: Tensor, branches: list[Branch], projection: Projection | None) -> None:
         if x.shape[0] == 0:
@@ -302,59 +330,67 @@ class NativePrimitives:
         view = self._input(x)
         parts = [_branch(branch, x) for branch in branches]
         pairs = bool(branches) and branches[0].weight.dtype is torch.bfloat16
-        self._library.dpc_evaluate(
+        array: Any = (_Branch * len(parts))(*parts)
+        array.kept = parts
+        self._call(
+            "dpc_evaluate",
             view,
             len(parts),
-            (_Branch * len(parts))(*parts),
+            array,
             None if projection is None else self._projection(projection, x),
             pairs,
-            torch.get_num_threads(),
         )
 
     def depthwise(self, x: Tensor, weight: Tensor, taps: Taps, out: Tensor, moments: bool) -> Moments | None:
         n, c, h, w = x.shape
         if n == 0:
-            return Moments(*_double_zeros(c), 0) if moments else None
+            return Moments(*_zeros(c)) if moments else None
         y = _output(out, (n, c, h, w), x.dtype, matrix=True)
-        mean, deviations = _double_vectors(c) if moments else (None, None)
-        self._library.dpc_depthwise(
-            self._input(x),
-            _depthwise(taps, weight, None, False),
-            *(y, _address(mean), _address(deviations), torch.get_num_threads()),
-        )
-        return None if mean is None or deviations is None else Moments(mean, deviations, n * h * w)
+        mean, variance = _vectors(c) if moments else (None, None)
+        self._call("dpc_depthwise", self._input(x), _depthwise(taps, weight, None, False), y, mean, variance)
+        return None if mean is None or variance is None else Moments(mean, variance)
 
     def pointwise(self, x: Tensor, before: Affine | None, weight: Tensor, out: Tensor, moments: bool) -> Moments | None:
         (n, _, h, w), filters = x.shape, weight.shape[0]
         if n == 0:
-            return Moments(*_double_zeros(filters), 0) if moments else None
+            return Moments(*_zeros(filters)) if moments else None
         p = _output(out, (n, filters, h, w), x.dtype, matrix=True)
-        weight = _vector(weight)
-        mean, deviations = _double_vectors(filters) if moments else (None, None)
-        self._library.dpc_pointwise(
-            *(self._matrix(x), _affine(before), weight.data_ptr(), p),
-            *(_address(mean), _address(deviations), torch.get_num_threads()),
-        )
-        return None if mean is None or deviations is None else Moments(mean, deviations, n * h * w)
+        mean, variance = _vectors(filters) if moments else (None, None)
+        self._call("dpc_pointwise", self._matrix(x), _affine(before), _vector(weight), p, mean, variance)
+        return None if mean is None or variance is None else Moments(mean, variance)
+
+    def normalisation(
+        self, moments: Moments, weight: Tensor, bias: Tensor, epsilon: float, single: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        channels = moments.mean.shape[0]
+        inverse, scale, shift = _flat(3, channels)
+        given = (_vector(vector) for vector in (moments.mean, moments.variance, weight, bias))
+        self._call("dpc_normalisation", channels, *given, epsilon, single, inverse, scale, shift)
+        return inverse, scale, shift
+
+    def normalisation_gradient(
+        self, scale: Tensor, inverse: Tensor, sums: tuple[Tensor, Tensor], count: int
+    ) -> tuple[Tensor, Tensor]:
+        b, c = _flat(2, scale.shape[0])
+        given = (_vector(vector) for vector in (scale, inverse, *sums))
+        self._call("dpc_normalisation_gradient", scale.shape[0], *given, count, b, c)
+        return b, c
 
     def affine(self, x: Tensor, affine: Affine, out: Tensor) -> None:
         if x.shape[0]:
             y = _output(out, x.shape, x.dtype, matrix=True)
-            self._library.dpc_affine(self._matrix(x), _affine(affine), y, torch.get_num_threads())
+            self._call("dpc_affine", self._matrix(x), _affine(affine), y)
 
     def gradient_sums(
         self, gradients: tuple[Tensor, ...], x: Tensor, affine: Affine, mean: Tensor, inverse: Tensor
     ) -> tuple[Tensor, Tensor]:
         if x.shape[0] == 0:
-            return _double_zeros(x.shape[1])
+            return _zeros(x.shape[1])
         one, two = self._incoming(gradients, x)
-        mean, inverse = _vector(mean), _vector(inverse)
-        plain, by_value = _double_vectors(x.shape[1])
-        self._library.dpc_gradient_sums(
-            *(one, two, self._matrix(x), _affine(affine), mean.data_ptr(), inverse.data_ptr()),
-            *(plain.data_ptr(), by_value.data_ptr(), torch.get_num_threads()),
-        )
-        return plain, by_value
+        sums = _vectors(x.shape[1])
+        given = (one, two, self._matrix(x), _affine(affine), _vector(mean), _vector(inverse))
+        self._call("dpc_gradient_sums", *given, *sums)
+        return sums
 
     def pointwise_backward(
         self,
@@ -372,73 +408,66 @@ class NativePrimitives:
         assert p.shape[2:] == x.shape[2:]
         filters, depth = weight.shape
         if x.shape[0] == 0:
-            return torch.zeros(
-                filters, depth, dtype=torch.float32, device="cpu"
-            ), None if statistics is None else _double_zeros(depth)
+            return _flat(filters, depth).zero_(), None if statistics is None else _zeros(depth)
         one, two = self._incoming(gradients, p)
         target = None if dx is None else _output(dx, x.shape, x.dtype, matrix=True)
-        weight = _vector(weight)
-        mean, inverse = (None, None) if statistics is None else (_vector(statistics[0]), _vector(statistics[1]))
-        sums = None if statistics is None else _double_vectors(depth)
-        plain, by_value = (None, None) if sums is None else sums
-        dw = torch.empty(filters, depth, dtype=torch.float32, device="cpu")
-        self._library.dpc_pointwise_backward(
+        of_x = (None, None) if statistics is None else (_vector(statistics[0]), _vector(statistics[1]))
+        sums = None if statistics is None else _vectors(depth)
+        dw = _flat(filters, depth)
+        self._call(
+            "dpc_pointwise_backward",
             *(one, two, self._matrix(p), _norm_gradient(norm), self._matrix(x), _affine(before)),
-            *(weight.data_ptr(), target, add, dw.data_ptr()),
-            *(_address(mean), _address(inverse), _address(plain), _address(by_value), torch.get_num_threads()),
+            *(_vector(weight), target, add, dw, *of_x, *(sums or (None, None))),
         )
         return dw, sums
 
     def affine_backward(self, g: Tensor, x: Tensor, a: Tensor, b: Tensor, mean: Tensor, c: Tensor) -> None:
         if x.shape[0]:
-            factors = [_vector(factor) for factor in (a, b, mean, c)]
-            self._library.dpc_affine_backward(
-                _output(g, x.shape, x.dtype, matrix=True),
-                *(self._matrix(x), *(factor.data_ptr() for factor in factors), torch.get_num_threads()),
-            )
+            target = _output(g, x.shape, x.dtype, matrix=True)
+            self._call("dpc_affine_backward", target, self._matrix(x), *map(_vector, (a, b, mean, c)))
 
     def depthwise_backward(
         self, g: Tensor, x: Tensor | None, weight: Tensor | None, taps: Taps, dx: Tensor | None, add: bool
     ) -> Tensor | None:
         assert dx is None or weight is not None
         assert x is None or x.shape == g.shape
+        size = len(taps.dy), g.shape[1]
         if g.shape[0] == 0:
-            return None if x is None else torch.zeros(len(taps.dy), g.shape[1], dtype=torch.float32, device="cpu")
+            return None if x is None else _flat(*size).zero_()
         gradient = self._input(g)
-        dw = None if x is None else torch.empty(len(taps.dy), g.shape[1], dtype=torch.float32, device="cpu")
-        self._library.dpc_depthwise_backward(
-            gradient,
-            gradient if x is None else self._input(x),
-            _depthwise(taps, weight, None, False),
-            None if dx is None else _output(dx, g.shape, g.dtype),
-            *(add and dx is not None, _address(dw), torch.get_num_threads()),
+        dw = None if x is None else _flat(*size)
+        target = None if dx is None else _output(dx, g.shape, g.dtype)
+        self._call(
+            "dpc_depthwise_backward",
+            *(gradient, gradient if x is None else self._input(x), _depthwise(taps, weight, None, False)),
+            *(target, add and dx is not None, dw),
         )
         return dw
 
     def pool(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         means = _empty(x.shape[0], x.shape[1], grid, torch.float32)
         if x.shape[0]:
-            self._library.dpc_pool(self._input(x), _map(means), torch.get_num_threads())
+            self._call("dpc_pool", self._input(x), _map(means))
         return means
 
     def pool_backward(self, g: Tensor, dx: Tensor, add: bool) -> None:
         if dx.shape[0]:
             assert g.dtype is torch.float32
             target = _output(dx, dx.shape, dx.dtype)
-            self._library.dpc_pool_backward(self._input(g), target, add, torch.get_num_threads())
+            self._call("dpc_pool_backward", self._input(g), target, add)
 
     def resize(self, source: Tensor, out: Tensor, align_corners: bool) -> None:
         if out.shape[0]:
             assert source.dtype is torch.float32
             target = _output(out, out.shape, out.dtype)
-            self._library.dpc_resize(self._input(source), target, align_corners, torch.get_num_threads())
+            self._call("dpc_resize", self._input(source), target, align_corners)
 
     def resize_backward(self, gradients: tuple[Tensor, ...], size: tuple[int, int], align_corners: bool) -> Tensor:
         n, c = gradients[0].shape[:2]
         result = _empty(n, c, size, torch.float32)
         if n:
             one, two = self._incoming(gradients, gradients[0])
-            self._library.dpc_resize_backward(one, two, _map(result), align_corners, torch.get_num_threads())
+            self._call("dpc_resize_backward", one, two, _map(result), align_corners)
         return result
 
     def _input(self, tensor: Tensor) -> _Map:
@@ -453,7 +482,7 @@ class NativePrimitives:
 
     def _copied(self, view: _Map) -> _Map:
         target = _map(torch.empty_like(view.kept, memory_format=torch.channels_last))
-        self._library.dpc_copy(view, target, torch.get_num_threads())
+        self._call("dpc_copy", view, target)
         return target
 
     def _incoming(self, gradients: tuple[Tensor, ...], like: Tensor) -> tuple[_Map, _Map | None]:

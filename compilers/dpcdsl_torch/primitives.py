@@ -25,13 +25,11 @@ class Taps(NamedTuple):
     dx: tuple[int, ...]
 
 
-@dataclass(frozen=True, eq=False)
-class Moments:
-    """Mean by channel and the sum of squared deviations from it, fp64 [C], over ``count`` positions."""
+class Moments(NamedTuple):
+    """Mean by channel and variance (the mean of squared deviations from it), [C]."""
 
     mean: Tensor
-    deviations: Tensor
-    count: int
+    variance: Tensor
 
 
 class Affine(NamedTuple):
@@ -106,6 +104,15 @@ class Primitives(Protocol):
     def finds_taps(self) -> bool:
         """Whether a depthwise convolution leaves out taps outside the map by itself, at no cost."""
 
+    def deferred(self) -> Primitives:
+        """The same passes, which need not run before :meth:`flush`: they may be noted, and run one after the other.
+
+        What they return or write is not to be read before, but by other passes.
+        """
+
+    def flush(self) -> None:
+        """Run what was deferred."""
+
     def prepare(self, weight: Tensor, dtype: object) -> Tensor:
         """The weight [filters, depth] of a product on maps of ``dtype`` in the layout that :meth:`evaluate` reads.
 
@@ -124,13 +131,27 @@ class Primitives(Protocol):
     def pointwise(self, x: Tensor, before: Affine | None, weight: Tensor, out: Tensor, moments: bool) -> Moments | None:
         """out = product of the weight [filters, C] and max(scale x + shift, 0); and the moments of out (as stored)."""
 
+    def normalisation(
+        self, moments: Moments, weight: Tensor, bias: Tensor, epsilon: float, single: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(inverse, scale, shift): 1 / sqrt(variance + epsilon), and y = scale x + shift.
+
+        single: the moments are those of one value a channel, which is its own mean. ``inverse`` is then 0, and not
+        what is left of rounding the value.
+        """
+
+    def normalisation_gradient(
+        self, scale: Tensor, inverse: Tensor, sums: tuple[Tensor, Tensor], count: int
+    ) -> tuple[Tensor, Tensor]:
+        """The factors b and c of :class:`NormGradient`; ``sums`` over ``count`` positions as :meth:`gradient_sums`."""
+
     def affine(self, x: Tensor, affine: Affine, out: Tensor) -> None:
         """out = scale x + shift, through the ReLU."""
 
     def gradient_sums(
         self, gradients: tuple[Tensor, ...], x: Tensor, affine: Affine, mean: Tensor, inverse: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Sums by channel, fp64, of g and of g (x - mean) inverse; g is the gradients' sum after the ReLU."""
+        """Sums by channel of g and of g (x - mean) inverse; g is the gradients' sum after the ReLU."""
 
     def pointwise_backward(
         self,

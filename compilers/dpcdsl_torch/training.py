@@ -24,31 +24,6 @@ class _Norm(NamedTuple):
     inverse: Tensor
     affine: Affine
 
-    @classmethod
-    def of(
-        cls,
-        *,
-        mean: Tensor,
-        variance: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        epsilon: float,
-        relu: bool,
-        single: bool,
-    ) -> _Norm:
-        # A single value is its own mean: x_hat is 0 exactly, and not what is left of rounding it.
-        inverse = torch.zeros_like(variance) if single else torch.rsqrt(variance + epsilon)
-        scale = weight * inverse
-        return cls(mean, inverse, Affine(scale, torch.addcmul(bias, mean, scale, value=-1), relu))
-
-    def gradient(self, sums: tuple[Tensor, Tensor] | None, count: int) -> NormGradient:
-        """``sums`` of g and g x_hat over a batch of ``count`` positions; None for statistics not of the batch."""
-        if sums is None or count == 0:
-            return _without_statistics(self.affine)
-        plain, by_value = sums
-        share = self.affine.scale * (-1 / count)
-        return NormGradient(self.affine, self.affine.scale, share * self.inverse * by_value, self.mean, share * plain)
-
 
 def _without_statistics(affine: Affine) -> NormGradient:
     zero = torch.zeros_like(affine.scale)
@@ -82,7 +57,9 @@ class _Training:
         self, task: Task, x: Tensor, weights: Mapping[str, Tensor], batch: frozenset[str], kept: dict[str, Tensor]
     ) -> None:
         self.task, self.weights, self.batch, self.maps = task, weights, batch, kept
-        self.primitives = primitives_for(task, x.device, x.dtype)
+        # Noted first and run then: what is done between two passes has to be fetched from afar each time, since a pass
+        # leaves nothing else in the cache.
+        self.primitives = primitives_for(task, x.device, x.dtype).deferred()
         self.make = Maps(x)
         self.vectors = vector_dtype(x.dtype)
         self.maps["F"] = self.make.channels_last(x, self.primitives)
@@ -96,15 +73,15 @@ class _Training:
 
     def norm(self, key: str, relu: bool) -> _Norm:
         if key not in self._norms:
-            self._norms[key] = _Norm.of(
-                mean=self.maps[f"{key}.mean"],
-                variance=self.maps[f"{key}.variance"],
-                weight=self.weights[f"{key}.weight"],
-                bias=self.weights[f"{key}.bias"],
-                epsilon=self.task.epsilons[key],
-                relu=relu,
+            moments = Moments(self.maps[f"{key}.mean"], self.maps[f"{key}.variance"])
+            inverse, scale, shift = self.primitives.normalisation(
+                moments,
+                self.weights[f"{key}.weight"],
+                self.weights[f"{key}.bias"],
+                self.task.epsilons[key],
                 single=key in self.batch and self._positions(key) == 1,
             )
+            self._norms[key] = _Norm(moments.mean, inverse, Affine(scale, shift, relu))
         return self._norms[key]
 
     def _positions(self, key: str) -> int:
@@ -138,6 +115,7 @@ class _Forward(_Training):
         }
         for step in training(self.task):
             passes[step.kind](step, self.task.branches[step.number - 1])
+        self.primitives.flush()
         return [self.maps[name] for name in self.task.kept_names]
 
     def _pool(self, step: Pass, form: Form) -> None:
@@ -183,15 +161,10 @@ class _Forward(_Training):
             return
         if moments is None:
             # A copy: what an operator returns must be its own.
-            mean, variance = (
-                self.weights[f"{key}.{part}"].to(self.vectors, copy=True) for part in ("mean", "variance")
+            moments = Moments(
+                *(self.weights[f"{key}.{part}"].to(self.vectors, copy=True) for part in ("mean", "variance"))
             )
-        else:
-            mean, variance = (
-                moments.mean.to(self.vectors),
-                (moments.deviations / max(moments.count, 1)).to(self.vectors),
-            )
-        self.maps[f"{key}.mean"], self.maps[f"{key}.variance"] = mean, variance
+        self.maps[f"{key}.mean"], self.maps[f"{key}.variance"] = moments.mean, moments.variance
 
 
 class _Backward(_Training):
@@ -202,6 +175,7 @@ class _Backward(_Training):
         self.arriving: dict[int, Tensor] = {}  # gradients of F and of branches, from the branches that read them
         self.factors: dict[int, NormGradient] = {}
         self.gradients: dict[str, Tensor] = {}  # within a branch
+        self.spare: dict[int, list[Tensor]] = {}  # gradients that were read to the end, by channels
         passes = {
             "sums": self._sums,
             "product_backward": self._product,
@@ -212,6 +186,7 @@ class _Backward(_Training):
         }
         for step in backward(self.task):
             passes[step.kind](step, self.task.branches[step.number - 1])
+        self.primitives.flush()
         if needs_input:
             self.found["F"] = self.arriving[0]
         return self.found
@@ -249,7 +224,7 @@ class _Backward(_Training):
         target: Tensor | None
         if form.has_depthwise:
             source = self.maps[f"D{step.number}"]
-            target = self.gradients[step.target] = self.make.empty(form.in_channels)
+            target = self.gradients[step.target] = self._take(form.in_channels)
             if form.depthwise_norm:
                 own = self.norm(f"{step.number}.depthwise", form.depthwise_relu)
         elif form.grid is not None:
@@ -265,17 +240,20 @@ class _Backward(_Training):
         self.found[key], sums = self.primitives.pointwise_backward(
             reaching, p, norm, source, before, self.weights[key], target, add, statistics
         )
-        self.arriving.pop(step.number, None)
+        if step.number in self.arriving:
+            self._give(self.arriving.pop(step.number))
         self.gradients.pop(f"dS{step.number}", None)
         if own is not None:
             assert sums is not None
             self.factors[step.number] = self._normed(f"{step.number}.depthwise", own, sums, source)
 
     def _normed(self, key: str, norm: _Norm, sums: tuple[Tensor, Tensor], x: Tensor) -> NormGradient:
-        bias, weight = (total.to(self.vectors) for total in sums)
-        self.found[f"{key}.bias"], self.found[f"{key}.weight"] = bias, weight
+        self.found[f"{key}.bias"], self.found[f"{key}.weight"] = sums
         count = x.shape[0] * x.shape[2] * x.shape[3]
-        return norm.gradient((bias, weight) if key in self.batch else None, count)
+        if key not in self.batch or count == 0:
+            return _without_statistics(norm.affine)
+        b, c = self.primitives.normalisation_gradient(norm.affine.scale, norm.inverse, sums, count)
+        return NormGradient(norm.affine, norm.affine.scale, b, norm.mean, c)
 
     def _normalise(self, step: Pass, form: Form) -> None:
         factors = self.factors.pop(step.number)
@@ -287,9 +265,9 @@ class _Backward(_Training):
         chosen = chosen_taps(self.task, form, self.make.size, self.primitives)
         weight = whole if chosen is None else whole[list(chosen)]
         target, add = self._target(form.input)
-        dw = self.primitives.depthwise_backward(
-            self.gradients.pop(step.source), self.input(form), weight, taps_of(form, chosen), target, add
-        )
+        gradient = self.gradients.pop(step.source)
+        dw = self.primitives.depthwise_backward(gradient, self.input(form), weight, taps_of(form, chosen), target, add)
+        self._give(gradient)
         assert dw is not None
         if chosen is not None:  # a tap that saw only padding has no gradient
             dw = dw.new_zeros(whole.shape).index_copy_(
@@ -303,6 +281,13 @@ class _Backward(_Training):
         if target is not None:
             pool_backward(self.task, form, small, target, add, self.primitives)
 
+    def _take(self, channels: int) -> Tensor:
+        found = self.spare.get(channels)
+        return found.pop() if found else self.make.empty(channels)
+
+    def _give(self, gradient: Tensor) -> None:
+        self.spare.setdefault(gradient.shape[1], []).append(gradient)
+
     def _target(self, number: int) -> tuple[Tensor | None, bool]:
         """Where the gradient of F (0) or of branch ``number`` is gathered, and whether something is there already."""
         if number == 0 and not self.needs_input:
@@ -310,7 +295,7 @@ class _Backward(_Training):
         add = number in self.arriving
         if not add:
             channels = self.task.branches[number - 1].filters if number else self.task.in_channels
-            self.arriving[number] = self.make.empty(channels)
+            self.arriving[number] = self._take(channels)
         return self.arriving[number], add
 
 

@@ -490,8 +490,8 @@ void fuzz_evaluate() {
   }
 }
 
-// Mean and sum of squared deviations of what was written.
-void check_moments(const Tensor& y, const Array<double>& mean, const Array<double>& deviations) {
+// Mean and variance of what was written.
+void check_moments(const Tensor& y, const Array<float>& mean, const Array<float>& variance) {
   const int64_t c = y.map.c, count = positions(y.map);
   for (int64_t k = 0; k < c; k++) {
     double sum = 0, magnitude = 0, squares = 0;
@@ -504,8 +504,9 @@ void check_moments(const Tensor& y, const Array<double>& mean, const Array<doubl
     const double middle = count ? sum / double(count) : 0;
     each([&](double value) { squares += (value - middle) * (value - middle); });
     compare("mean", k, mean[k], middle, 1e-6 * (count ? magnitude / double(count) : 0) + 1e-30);
-    compare("deviations", k, deviations[k], squares,
-            1e-5 * squares + 1e-10 * (count ? magnitude * magnitude / double(count) : 0) + 1e-30);
+    const double size = double(std::max<int64_t>(count, 1));
+    compare("variance", k, variance[k], squares / size,
+            (1e-5 * squares + 1e-10 * magnitude * magnitude / size) / size + 1e-30);
   }
 }
 
@@ -518,15 +519,15 @@ void fuzz_depthwise() {
   const Array<float> weight = vector(k.dy.size * s.c, 4, 4), bias = vector(s.c);
   const bool biased = chance(50);
   const Depthwise conv{k.taps(), weight.data(), biased ? bias.data() : nullptr, floor_or_none(chance(30))};
-  Array<double> mean(s.c), deviations(s.c);
+  Array<float> mean(s.c), variance(s.c);
   Expected expected = convolved(x, k, weight.data(), conv.bias);
   for (double& value : expected.value) value = clamped(value, conv.floor);
   spoil_scratch();
   succeeded(dpc_depthwise(&x.map, &conv, &y.map, with_moments ? mean.data() : nullptr,
-                          with_moments ? deviations.data() : nullptr, s.threads));
+                          with_moments ? variance.data() : nullptr, s.threads));
   unchanged("x", x);
   check("y", y, expected);
-  if (with_moments) check_moments(y, mean, deviations);
+  if (with_moments) check_moments(y, mean, variance);
 }
 
 void fuzz_depthwise_backward() {
@@ -602,7 +603,7 @@ void fuzz_pointwise() {
   const Array<float> turned = plain_weight(weight, s.c, s.filters, true);
   const bool with_moments = chance(60);
   note("normed", before.affine.scale != nullptr), note("moments", with_moments);
-  Array<double> mean(s.filters), deviations(s.filters);
+  Array<float> mean(s.filters), variance(s.filters);
   Expected expected(s.n * s.h * s.w * s.filters);
   for (int64_t i = 0; i < s.n * s.h * s.w; i++)
     for (int64_t k = 0; k < s.c; k++) {
@@ -611,10 +612,10 @@ void fuzz_pointwise() {
     }
   spoil_scratch();
   succeeded(dpc_pointwise(&x.map, &before.affine, turned.data(), &p.map,
-                          with_moments ? mean.data() : nullptr, with_moments ? deviations.data() : nullptr, s.threads));
+                          with_moments ? mean.data() : nullptr, with_moments ? variance.data() : nullptr, s.threads));
   unchanged("x", x);
   check("p", p, expected);
-  if (with_moments) check_moments(p, mean, deviations);
+  if (with_moments) check_moments(p, mean, variance);
 }
 
 // The gradient that reaches a map, of one or two.
@@ -649,7 +650,7 @@ void fuzz_pointwise_backward() {
   const Array<float> plain_values = plain_weight(weight, s.filters, s.c, false);
   Array<float> dw(s.filters * s.c);
   const Array<float> mean = vector(s.c), inverse = vector(s.c, 24, 16, 4);
-  Array<double> plain(s.c), with(s.c);
+  Array<float> plain(s.c), with(s.c);
 
   const int64_t count = s.n * s.h * s.w;
   Expected expected(count * s.c), expected_dw(dw.size), expected_plain(s.c), expected_with(s.c);
@@ -715,6 +716,28 @@ void fuzz_affine() {
   if (!in_place) unchanged("x", x);
 }
 
+void fuzz_normalisation() {
+  const int64_t c = channels(), count = number(1, 1000);
+  const bool single = chance(20);
+  note("channels", c), note("count", count), note("single", single);
+  const Array<float> mean = vector(c), weight = vector(c), bias = vector(c), plain = vector(c), with = vector(c);
+  Array<float> variance = vector(c), inverse(c), scale(c), shift(c), b(c), third(c);
+  for (int64_t k = 0; k < c; k++) variance[k] = std::fabs(variance[k]);
+  succeeded(dpc_normalisation(c, mean.data(), variance.data(), weight.data(), bias.data(), 1e-3f, single, inverse.data(),
+                              scale.data(), shift.data(), 1));
+  succeeded(dpc_normalisation_gradient(c, scale.data(), inverse.data(), plain.data(), with.data(), count, b.data(),
+                                       third.data(), 1));
+  for (int64_t k = 0; k < c; k++) {
+    const double unit = single ? 0 : 1 / std::sqrt(double(variance[k]) + double(1e-3f)), factor = weight[k] * unit;
+    const double share = factor / double(count);
+    compare("inverse", k, inverse[k], unit, 1e-6 * unit);
+    compare("scale", k, scale[k], factor, 1e-6 * std::fabs(factor));
+    compare("shift", k, shift[k], bias[k] - mean[k] * factor, 1e-6 * (std::fabs(bias[k]) + std::fabs(mean[k] * factor)));
+    compare("b", k, b[k], -share * unit * with[k], 1e-5 * std::fabs(share * unit * with[k]));
+    compare("c", k, third[k], -share * plain[k], 1e-5 * std::fabs(share * plain[k]));
+  }
+}
+
 void fuzz_affine_backward() {
   const Sizes s = sizes("affine_backward", false);
   Tensor g = filled(s.n, s.h, s.w, s.c, s.type, Strides::matrix);
@@ -739,7 +762,7 @@ void fuzz_gradient_sums() {
   Tensor x = filled(s.n, s.h, s.w, s.c, s.type, Strides::matrix);
   const Norm after = norm(s.c);
   const Array<float> mean = vector(s.c), inverse = vector(s.c, 24, 16, 4);
-  Array<double> plain(s.c), with(s.c);
+  Array<float> plain(s.c), with(s.c);
   Expected expected_plain(s.c), expected_with(s.c);
   for (size_t i = 0; i < x.values.size(); i++) {
     const int64_t c = int64_t(i) % s.c;
@@ -868,6 +891,7 @@ const std::vector<std::pair<const char*, std::function<void()>>> kKernels = {
     {"affine", fuzz_affine},
     {"affine_backward", fuzz_affine_backward},
     {"gradient_sums", fuzz_gradient_sums},
+    {"normalisation", fuzz_normalisation},
     {"pool", fuzz_pool},
     {"pool_backward", fuzz_pool_backward},
     {"resize", fuzz_resize},

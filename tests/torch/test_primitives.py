@@ -6,6 +6,7 @@ rounding, and no value is exactly 0 there unless a test wants it.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -243,6 +244,15 @@ def pointwise_backward(
     return (found, dw), (dx,)
 
 
+def normalisation(primitives: Primitives, draws: Draws, cast: Callable[[Any], Any]) -> tuple[Any, tuple[Tensor, ...]]:
+    c = draws.case.c
+    moments = Moments(cast(draws.numbers(c)), cast(draws.numbers(c).abs()))
+    gamma, beta, *sums = (cast(draws.numbers(c)) for _ in range(4))
+    inverse, scale, shift = primitives.normalisation(moments, gamma, beta, 1e-3, draws.case.two)
+    factors = primitives.normalisation_gradient(gamma, moments.variance, (sums[0], sums[1]), draws.case.c + 1)
+    return (inverse, scale, shift, factors), ()
+
+
 def affine_backward(primitives: Primitives, draws: Draws, cast: Callable[[Any], Any]) -> tuple[Any, tuple[Tensor, ...]]:
     c = draws.case.c
     g, x = cast(draws.map(c)), cast(draws.map(c))
@@ -281,7 +291,7 @@ PASSES: dict[str, Pass] = {
     run.__name__: run
     for run in (
         *(evaluate, depthwise, pointwise, affine, gradient_sums, pointwise_backward, affine_backward),
-        *(depthwise_backward, pools, resizes),
+        *(depthwise_backward, pools, resizes, normalisation),
     )
 }
 
@@ -324,6 +334,23 @@ def test_many_positions(kernels: NativePrimitives, name: str, dtype: torch.dtype
     differential(kernels, PASSES[name], Case(n=1, c=20, filters=35, h=29, w=31, dtype=dtype, threads=threads))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", PASSES)
+def test_what_is_deferred_runs_at_the_flush(kernels: NativePrimitives, name: str, dtype: torch.dtype) -> None:
+    case = Case(dtype=dtype, two=True, affine=True)
+    expected = PASSES[name](kernels, case.draws(), lambda value: value)
+    deferred = kernels.deferred()
+    found = PASSES[name](deferred, case.draws(), lambda value: value)
+    gc.collect()  # what is noted keeps all that it needs
+    deferred.flush()
+    for one, other in zip(flattened(found), flattened(expected), strict=True):
+        assert torch.equal(one, other)
+    for tensor in flattened(found):
+        tensor.zero_()
+    deferred.flush()  # of nothing
+    assert not any(tensor.any() for tensor in flattened(found))
+
+
 @pytest.mark.parametrize("name", ["evaluate", "pointwise_backward"])
 def test_rows_that_would_be_pages(kernels: NativePrimitives, name: str) -> None:
     differential(kernels, PASSES[name], Case(n=1, c=40, filters=1024, h=3, w=3))
@@ -359,7 +386,7 @@ def test_nan_and_infinity_go_where_torch_lets_them(
     found, outs = PASSES[name](kernels, case.draws(), lambda value: value)
     assert_close(outs, expected_outs, dtype)
     if isinstance(found, Moments):  # how a mean of infinity deviates depends on how it is computed
-        assert torch.equal(found.deviations.isfinite(), expected.deviations.isfinite())
+        assert torch.equal(found.variance.isfinite(), expected.variance.isfinite())
     else:
         for one, other in zip(flattened(found), flattened(expected), strict=True):
             assert torch.equal(one.isfinite(), other.isfinite())
@@ -614,47 +641,33 @@ def padded_convolution(x: Tensor, weight: Tensor, case: Case) -> Tensor:
     return F.conv2d(padded, weight.t().reshape(-1, 1, *case.kernel), dilation=case.rate, groups=x.shape[1])
 
 
-def statistics_of(moments: Moments | None) -> tuple[Tensor, Tensor]:
-    assert moments is not None
-    return moments.mean, (moments.deviations / moments.count + 1e-3).rsqrt()
-
-
-def norm_gradient(
-    scale: Tensor, statistics: tuple[Tensor, Tensor], sums: tuple[Tensor, Tensor], count: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The factors of a batch normalisation's gradient, from its sums."""
-    (mean, inverse), (plain, by_value) = statistics, sums
-    return scale, -scale * inverse * by_value / count, mean, -scale * plain / count
-
-
 def separable(
     primitives: Primitives, case: Case, leaves: dict[str, Tensor], gradients: tuple[Tensor, ...]
 ) -> dict[str, Tensor]:
     """A separable convolution in training by the passes: its result, and the gradient of every leaf."""
     x, count = leaves["x"], case.n * case.h * case.w
     d, p = torch.empty_like(x), torch.empty_like(gradients[0], memory_format=torch.channels_last)
-    vectors = leaves["gamma"].dtype
 
-    def normalised(moments: Moments | None, suffix: str) -> tuple[Affine, tuple[Tensor, Tensor], Tensor]:
-        mean, inverse = statistics_of(moments)
-        scale = leaves["gamma" + suffix].double() * inverse
-        shift = leaves["beta" + suffix].double() - scale * mean
-        statistics = mean.to(vectors), inverse.to(vectors)
-        return Affine(scale.to(vectors), shift.to(vectors), case.relu), statistics, scale.to(vectors)
+    def normalised(moments: Moments | None, suffix: str) -> tuple[Affine, tuple[Tensor, Tensor]]:
+        assert moments is not None
+        gamma, beta = leaves["gamma" + suffix], leaves["beta" + suffix]
+        inverse, scale, shift = primitives.normalisation(moments, gamma, beta, 1e-3, single=False)
+        return Affine(scale, shift, case.relu), (moments.mean, inverse)
 
-    before, of_d, scale_d = normalised(primitives.depthwise(x, leaves["taps"], case.taps, d, True), "")
-    moments = primitives.pointwise(d, before, leaves["weight"], p, True)
-    affine, of_p, scale_p = normalised(moments, "2")
+    def factors(affine: Affine, of: tuple[Tensor, Tensor], sums: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+        b, c = primitives.normalisation_gradient(affine.scale, of[1], sums, count)
+        return affine.scale, b, of[0], c
+
+    before, of_d = normalised(primitives.depthwise(x, leaves["taps"], case.taps, d, True), "")
+    affine, of_p = normalised(primitives.pointwise(d, before, leaves["weight"], p, True), "2")
     y = torch.empty_like(p)
     primitives.affine(p, affine, y)
     sums = primitives.gradient_sums(gradients, p, affine, *of_p)
-    factors = (factor.to(vectors) for factor in norm_gradient(scale_p, of_p, sums, count))
     g, dx = torch.empty_like(d), torch.full_like(x, 2.0)
-    dw, sums_d = primitives.pointwise_backward(
-        gradients, p, NormGradient(affine, *factors), d, before, leaves["weight"], g, False, of_d
-    )
+    norm = NormGradient(affine, *factors(affine, of_p, sums))
+    dw, sums_d = primitives.pointwise_backward(gradients, p, norm, d, before, leaves["weight"], g, False, of_d)
     assert sums_d is not None
-    primitives.affine_backward(g, d, *(f.to(vectors) for f in norm_gradient(scale_d, of_d, sums_d, count)))
+    primitives.affine_backward(g, d, *factors(before, of_d, sums_d))
     dtaps = primitives.depthwise_backward(g, x, leaves["taps"], case.taps, dx, True)
     assert dtaps is not None
     return {

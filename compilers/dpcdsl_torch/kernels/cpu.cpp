@@ -52,9 +52,9 @@ int dpc_evaluate(const Map* x, int64_t branches, const Branch* branch, const Pro
   });
 }
 
-int dpc_depthwise(const Map* x, const Depthwise* conv, const Map* y, double* mean, double* deviations, int threads) {
+int dpc_depthwise(const Map* x, const Depthwise* conv, const Map* y, float* mean, float* variance, int threads) {
   return typed(*x, [&](auto element) {
-    depthwise_forward<decltype(element)>(*x, *conv, *y, mean, deviations, threads);
+    depthwise_forward<decltype(element)>(*x, *conv, *y, mean, variance, threads);
   });
 }
 
@@ -65,20 +65,32 @@ int dpc_depthwise_backward(const Map* g, const Map* x, const Depthwise* conv, co
   });
 }
 
-int dpc_pointwise(const Map* x, const Affine* before, const float* weight, const Map* p, double* mean, double* deviations,
+int dpc_pointwise(const Map* x, const Affine* before, const float* weight, const Map* p, float* mean, float* variance,
                   int threads) {
   return typed(*x, [&](auto element) {
-    pointwise_forward<decltype(element)>(*x, *before, weight, *p, mean, deviations, threads);
+    pointwise_forward<decltype(element)>(*x, *before, weight, *p, mean, variance, threads);
   });
 }
 
 int dpc_pointwise_backward(const Map* one, const Map* two, const Map* p, const NormGradient* norm, const Map* x,
                            const Affine* before, const float* weight, const Map* dx, int add, float* dw,
-                           const float* mean, const float* inverse, double* plain, double* with, int threads) {
+                           const float* mean, const float* inverse, float* plain, float* with, int threads) {
   return typed(*p, [&](auto element) {
     pointwise_backward<decltype(element)>(*one, two, *p, *norm, *x, *before, weight, dx, add != 0, dw, mean,
                                           inverse, plain, with, threads);
   });
+}
+
+int dpc_normalisation(int64_t channels, const float* mean, const float* variance, const float* weight,
+                      const float* bias, float epsilon, int single, float* inverse, float* scale, float* shift, int) {
+  normalisation(channels, mean, variance, weight, bias, epsilon, single != 0, inverse, scale, shift);
+  return 0;
+}
+
+int dpc_normalisation_gradient(int64_t channels, const float* scale, const float* inverse, const float* plain,
+                               const float* with, int64_t count, float* b, float* c, int) {
+  normalisation_gradient(channels, scale, inverse, plain, with, count, b, c);
+  return 0;
 }
 
 int dpc_affine(const Map* x, const Affine* affine, const Map* y, int threads) {
@@ -91,7 +103,7 @@ int dpc_affine_backward(const Map* g, const Map* x, const float* a, const float*
 }
 
 int dpc_gradient_sums(const Map* one, const Map* two, const Map* x, const Affine* affine, const float* mean,
-                      const float* inverse, double* plain, double* with, int threads) {
+                      const float* inverse, float* plain, float* with, int threads) {
   return typed(*x, [&](auto element) {
     gradient_sums<decltype(element)>(*one, two, *x, *affine, mean, inverse, plain, with, threads);
   });

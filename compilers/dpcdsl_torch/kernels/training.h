@@ -7,6 +7,7 @@
 // dx = a g + b (x - mean) + c, centred so that nothing cancels where the mean is far from 0.
 #pragma once
 #include <algorithm>
+#include <cmath>
 #include <vector>
 
 #include "evaluation.h"
@@ -30,6 +31,16 @@ struct Moments {
     if (other.count == 0) return;
     for (size_t c = 0; c < mean.size(); c++) merge(other.count, int64_t(c), other.mean[c], other.deviations[c]);
     count += other.count;
+  }
+
+  // All of them together: the mean, and the mean of the squared deviations.
+  static void write(const std::vector<Moments>& all, float* to_mean, float* to_variance) {
+    Moments whole(int64_t(all[0].mean.size()));
+    for (const Moments& one : all) whole.merge(one);
+    for (size_t c = 0; c < whole.mean.size(); c++) {
+      to_mean[c] = float(whole.mean[c]);
+      to_variance[c] = float(whole.deviations[c] / double(std::max<int64_t>(whole.count, 1)));
+    }
   }
 
   // `rows` positions of all channels, `step` apart.
@@ -97,8 +108,7 @@ inline void pack(const float* from, int64_t row, int64_t column, int64_t depth, 
 
 // y = depthwise(x), and the moments of y unless they are null.
 template <class T>
-void depthwise_forward(const Map& x, const Depthwise& conv, const Map& y, double* mean, double* deviations,
-                       int threads) {
+void depthwise_forward(const Map& x, const Depthwise& conv, const Map& y, float* mean, float* variance, int threads) {
   const int64_t count = positions(x), blocks = (count + kStatisticsBlock - 1) / kStatisticsBlock;
   std::vector<Moments> moments(mean ? std::max(threads, 1) : 0, Moments(x.c));
   Layout layout;
@@ -114,10 +124,7 @@ void depthwise_forward(const Map& x, const Depthwise& conv, const Map& y, double
       if (mean) moments[thread].add(to, y.stride_w, range.last - range.first);
     }
   });
-  if (!mean) return;
-  for (size_t t = 1; t < moments.size(); t++) moments[0].merge(moments[t]);
-  std::copy(moments[0].mean.begin(), moments[0].mean.end(), mean);
-  std::copy(moments[0].deviations.begin(), moments[0].deviations.end(), deviations);
+  if (mean) Moments::write(moments, mean, variance);
 }
 
 // A normalisation and ReLU on the way in: value = max(scale x + shift, floor); scale null means the map as it is.
@@ -157,8 +164,8 @@ void activate(const Map& x, const Affine& affine, int64_t c, int64_t channels, i
 
 // p = pointwise(max(scale x + shift, floor)), and the moments of p. weight [filters, depth], fp32.
 template <class T>
-void pointwise_forward(const Map& x, const Affine& affine, const float* weight, const Map& p, double* mean,
-                       double* deviations, int threads) {
+void pointwise_forward(const Map& x, const Affine& affine, const float* weight, const Map& p, float* mean,
+                       float* variance, int threads) {
   const int64_t count = positions(x), blocks = (count + kBlock - 1) / kBlock;
   const int64_t chunk = depth_of_chunk(x.c), columns = padded(p.c);
   Layout layout;
@@ -205,10 +212,7 @@ void pointwise_forward(const Map& x, const Affine& affine, const float* weight, 
       if (mean) moments[thread].add(row<T>(p, range.first), p.stride_w, rows);
     }
   });
-  if (!mean) return;
-  for (size_t t = 1; t < moments.size(); t++) moments[0].merge(moments[t]);
-  std::copy(moments[0].mean.begin(), moments[0].mean.end(), mean);
-  std::copy(moments[0].deviations.begin(), moments[0].deviations.end(), deviations);
+  if (mean) Moments::write(moments, mean, variance);
 }
 
 // y = max(scale x + shift, floor).
@@ -260,13 +264,15 @@ class GradientSums {
       with_[c + k] += with[k];
     }
   }
-  static void write(const std::vector<GradientSums>& all, double* plain, double* with) {
+  static void write(const std::vector<GradientSums>& all, float* plain, float* with) {
     for (size_t c = 0; c < all[0].plain_.size(); c++) {
-      plain[c] = with[c] = 0;
+      double plain_sum = 0, with_sum = 0;
       for (const GradientSums& one : all) {
-        plain[c] += one.plain_[c];
-        with[c] += one.with_[c];
+        plain_sum += one.plain_[c];
+        with_sum += one.with_[c];
       }
+      plain[c] = float(plain_sum);
+      with[c] = float(with_sum);
     }
   }
 
@@ -294,7 +300,7 @@ struct Incoming {
 
 template <class T>
 void gradient_sums(const Map& one, const Map* two, const Map& x, const Affine& affine, const float* mean,
-                   const float* inverse, double* plain, double* with, int threads) {
+                   const float* inverse, float* plain, float* with, int threads) {
   const int64_t count = positions(x), blocks = (count + kStatisticsBlock - 1) / kStatisticsBlock;
   const Incoming<T> incoming{&one, two};
   const Vector lowest = splat(affine.floor);
@@ -323,6 +329,27 @@ void gradient_sums(const Map& one, const Map* two, const Map& x, const Affine& a
   GradientSums::write(sums, plain, with);
 }
 
+// A normalisation of such mean and variance: inverse is 1 / sqrt(variance + epsilon), and y = scale x + shift. Where the
+// statistics are those of a single value it is its own mean: inverse is 0, and not what is left of rounding it.
+inline void normalisation(int64_t channels, const float* mean, const float* variance, const float* weight,
+                          const float* bias, float epsilon, bool single, float* inverse, float* scale, float* shift) {
+  for (int64_t c = 0; c < channels; c++) {
+    inverse[c] = single ? 0.0f : 1.0f / std::sqrt(variance[c] + epsilon);
+    scale[c] = weight[c] * inverse[c];
+    shift[c] = bias[c] - mean[c] * scale[c];
+  }
+}
+
+// The factors b and c of its gradient, from the sums of g and g x_hat over `count` positions.
+inline void normalisation_gradient(int64_t channels, const float* scale, const float* inverse, const float* plain,
+                                   const float* with, int64_t count, float* b, float* c) {
+  for (int64_t k = 0; k < channels; k++) {
+    const float share = -scale[k] / float(count);
+    b[k] = share * inverse[k] * with[k];
+    c[k] = share * plain[k];
+  }
+}
+
 // The normalisation after a product, backwards: dp = a g + b (p - mean) + c, where g has passed the ReLU of `affine`.
 struct NormGradient {
   Affine affine;
@@ -335,7 +362,7 @@ struct NormGradient {
 template <class T>
 void pointwise_backward(const Map& one, const Map* two, const Map& p, const NormGradient& norm, const Map& x,
                         const Affine& before, const float* weight, const Map* dx, bool add,
-                        float* dw, const float* mean, const float* inverse, double* plain, double* with, int threads) {
+                        float* dw, const float* mean, const float* inverse, float* plain, float* with, int threads) {
   const int64_t count = positions(x), blocks = (count + kBlock - 1) / kBlock;
   const int64_t chunk = depth_of_chunk(x.c), wide = padded(chunk), columns = padded(p.c) + 16, all_depth = padded(x.c);
   threads = int(std::min<int64_t>(std::max(threads, 1), std::max<int64_t>(blocks, 1)));
