@@ -16,6 +16,7 @@ from torch import Tensor
 from dpcdsl.cell import Cell
 from dpcdsl.operators import Operator
 from dpcdsl_torch import EagerCell, load_deeplab_variables
+from dpcdsl_torch import module as fused
 
 torch.set_num_threads(1)  # the maps are tiny, and tests may run side by side
 
@@ -108,3 +109,17 @@ def _seed() -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield
+
+
+@pytest.fixture
+def folds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Grows by one whenever weights are folded."""
+    seen: list[str] = []
+    prepare = fused.prepare  # type: ignore[attr-defined]
+
+    def counted(*rest: Any) -> dict[str, Tensor]:
+        seen.append("fold")
+        return prepare(*rest)
+
+    monkeypatch.setattr(fused, "prepare", counted)
+    return seen
