@@ -42,8 +42,11 @@ READERS: tuple[Callable[[str], Any], ...] = (
 OF_A_NAME = {"DPC032", "DPC034", "DPC060", "DPC061"}
 
 
-def outcome(reader: Callable[[str], Any], text: str, within: float = 1.0) -> Any:
-    """What ``reader`` makes of ``text``, or the DpcError, once it is known to be a good one."""
+def outcome(reader: Callable[[str], Any], text: str, within: float = 3.0) -> Any:
+    """What ``reader`` makes of ``text``, or the DpcError, once it is known to be a good one.
+
+    ``within``: seconds, several times what it takes on a busy machine. What grows too fast takes minutes.
+    """
     began = time.process_time()
     found: Any
     try:
@@ -130,7 +133,7 @@ def test_ten_megabytes_are_refused_at_once() -> None:
         text = make(10_000_000)
         assert len(text) > 9_999_000
         for reader in (parse, format_text, cell_from_text, parse_condition, parse_space):
-            found = outcome(reader, text, within=5)
+            found = outcome(reader, text, within=12)
             assert isinstance(found, DpcError)
             assert found.codes == ("DPC004",)
 
@@ -138,7 +141,7 @@ def test_ten_megabytes_are_refused_at_once() -> None:
 @pytest.mark.parametrize("make", ALL.values(), ids=ALL.keys())
 def test_what_grows_too_fast_to_read(make: Callable[[int], str]) -> None:
     text = make(70_000)
-    outcome(cell_from_text if text[0] in "[{" else parse, text, within=1.5)
+    outcome(cell_from_text if text[0] in "[{" else parse, text, within=4)
 
 
 @pytest.mark.parametrize(
@@ -149,13 +152,13 @@ def test_what_grows_too_fast_to_read(make: Callable[[int], str]) -> None:
     ],
 )
 def test_what_grows_too_fast_to_lay_out(name: str) -> None:
-    outcome(format_text, ALL[name](70_000), within=1.5)
+    outcome(format_text, ALL[name](70_000), within=4)
 
 
 def test_what_grows_too_fast_only_in_large_texts() -> None:
-    outcome(parse, ALL["and in and"](200_000), within=3)
-    outcome(parse, ALL["or in or"](200_000), within=3)
-    outcome(format_text, ALL["a comment at the end"](800_000), within=3)
+    outcome(parse, ALL["and in and"](200_000), within=8)
+    outcome(parse, ALL["or in or"](200_000), within=8)
+    outcome(format_text, ALL["a comment at the end"](800_000), within=8)
 
 
 _CHILD = """
