@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (the name everyone gives it)
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pairs import enliven
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -91,7 +92,7 @@ class Case:
         if self.mode == "frozen":
             options["fine_tune_batch_norm"] = False
         eager = EagerCell(self.cell, self.in_channels, **options)
-        enliven(eager)
+        enliven_and_turn(eager)
         if self.clear or (self.dtype in (F16, BF16) and self.mode != "eval"):
             for norm in (part for part in eager.modules() if isinstance(part, nn.BatchNorm2d)):
                 nn.init.constant_(norm.weight, 0.7)
@@ -111,21 +112,13 @@ class Case:
         return module
 
 
-def enliven(module: nn.Module) -> None:
-    """Weights and statistics that show in the result, each of them."""
+def enliven_and_turn(module: nn.Module) -> None:
+    """With scales of either sign."""
+    enliven(module)
     for part in module.modules():
         if isinstance(part, nn.BatchNorm2d):
-            nn.init.uniform_(part.weight, 0.5, 1.5)
-            nn.init.normal_(part.bias, std=0.5)
-            assert part.running_mean is not None
-            assert part.running_var is not None
-            nn.init.normal_(part.running_mean, std=0.3)
-            nn.init.uniform_(part.running_var, 0.5, 2.0)
             with torch.no_grad():
                 part.weight.mul_(torch.randint(0, 2, part.weight.shape) * 2 - 1)
-        for weight in part.parameters(recurse=False):
-            if weight.dim() == 4:
-                nn.init.normal_(weight, std=weight[0].numel() ** -0.5)
 
 
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -741,9 +734,9 @@ def test_the_state_is_the_eager_cells(mixed: Cell, projection: int | None, own: 
     assert list(ours) == list(theirs)
     assert all(torch.equal(value, ours[name]) for name, value in theirs.items())
     assert [name for name, _ in compiled.named_parameters()] == [name for name, _ in eager.named_parameters()]
-    enliven(eager)
+    enliven_and_turn(eager)
     compiled.load_state_dict(eager.state_dict(), strict=True)
-    enliven(compiled)
+    enliven_and_turn(compiled)
     eager.load_state_dict(compiled.state_dict(), strict=True)
     with torch.no_grad():
         x = torch.randn(2, 6, 9, 7)

@@ -18,7 +18,7 @@ struct Branch {
   const float* bias;        // [filters]
   float floor;
   Map y;                    // where the result goes; data is null if only the projection needs it
-  const void* projection;   // [filters, of the projection], as weight; null without
+  const void* projection;   // as weight, from these filters to the projection's; null without
 };
 
 // A projection split over the branches. Each call adds its branches' part.
