@@ -256,7 +256,7 @@ int64_t channels() {
 
 Sizes sizes(const char* kernel, bool product) {
   Sizes s{number(0, 3), number(1, 25), number(1, 25), channels(), channels(), int(number(1, 3)), int32_t(number(0, 1))};
-  if (chance(8)) s.c = number(300, 700);
+  if (chance(8)) s.c = chance(50) ? number(300, 700) : 16 * number(21, 44);
   if (product && chance(5)) s.filters = number(200, 400);
   const int64_t most = product ? 1500000 : 60000;  // the reference is slow
   while (s.n * s.h * s.w * s.c * (product ? s.filters : 1) > most) {

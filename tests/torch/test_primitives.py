@@ -326,6 +326,28 @@ def test_many_channels(kernels: NativePrimitives, name: str, c: int, filters: in
     differential(kernels, PASSES[name], Case(c=c, filters=filters, dtype=dtype))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("h", "w", "kernel", "rate"),
+    [
+        (29, 31, (1, 1), (1, 1)),
+        (29, 31, (3, 3), (9, 4)),  # what a block reads is copied
+        (29, 31, (9, 9), (3, 3)),  # it is too much for that
+        (100, 1, (11, 1), (20, 1)),  # it is not, but in more rows than are noted
+    ],
+)
+def test_many_channels_and_positions(
+    kernels: NativePrimitives,
+    h: int,
+    w: int,
+    kernel: tuple[int, int],
+    rate: tuple[int, int],
+    dtype: torch.dtype,
+) -> None:
+    case = Case(n=1, c=384, filters=9, h=h, w=w, kernel=kernel, rate=rate, dtype=dtype, threads=2)
+    differential(kernels, PASSES["evaluate"], case)
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", PASSES)

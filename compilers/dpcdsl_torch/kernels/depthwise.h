@@ -192,25 +192,43 @@ bool convolve_near(const T* const* from, const int64_t* dy, const int64_t* dx, c
   return true;
 }
 
+// A copy of what a convolution reads of a range of positions: for each image row of the range and each row of taps, the
+// map's positions from the leftmost tap to the rightmost, side by side.
+template <class T>
+struct Copy {
+  const T* data;
+  int64_t step;           // elements from one position to the next
+  const int64_t* column;  // [image rows, rows of taps]: at which step column 0 of the map's row would be
+};
+
 // Channels [c, c + channels) of the convolution at `count` positions from `first`, into rows of `to`. `room` holds
-// gathered(taps, channels) floats.
+// gathered(taps, channels) floats. Read is `copy`, of these positions and channels, if there is one.
 template <class T, class S>
 void convolve(const Map& x, const Depthwise& conv, int64_t c, int64_t channels, int64_t first, int64_t count, S* to,
-              int64_t to_step, float* room) {
+              int64_t to_step, float* room, const Copy<T>* copy = nullptr) {
   const T* data = static_cast<const T*>(x.data) + c;
+  const int64_t step = copy ? copy->step : x.stride_w;
+  int64_t tap_rows = 0, row_of[kMostTaps];
+  for (int64_t t = 0; copy && t < conv.taps.count; t++)
+    row_of[t] = t > 0 && conv.taps.dy[t] == conv.taps.dy[t - 1] ? tap_rows - 1 : tap_rows++;
   const float* bias = conv.bias ? conv.bias + c : nullptr;
   each_run(x.h, x.w, conv.taps, first, count, [&](const Run& run) {
     const T* from[kMostTaps];
     const float* weight[kMostTaps];
     for (int64_t i = 0; i < run.valid; i++) {
       int64_t t = run.taps[i];
-      from[i] = data + offset(x, run.n, run.y + conv.taps.dy[t], run.x + conv.taps.dx[t]);
+      if (copy) {
+        const int64_t row = run.n * x.h + run.y - first / x.w;
+        from[i] = copy->data + (copy->column[row * tap_rows + row_of[t]] + run.x + conv.taps.dx[t]) * step;
+      } else {
+        from[i] = data + offset(x, run.n, run.y + conv.taps.dy[t], run.x + conv.taps.dx[t]);
+      }
       weight[i] = conv.weight + t * x.c + c;
     }
     gather(weight, run.valid, channels, room);
     S* target = to + run.index * to_step;
     if (run.valid > kFewTaps)
-      convolve_many(from, room, bias, conv.floor, run.valid, run.length, x.stride_w, channels, target, to_step);
+      convolve_many(from, room, bias, conv.floor, run.valid, run.length, step, channels, target, to_step);
     else
       few_taps(run.valid, [&](auto number) {
         constexpr int n = decltype(number)::value;
@@ -221,11 +239,11 @@ void convolve(const Map& x, const Depthwise& conv, int64_t c, int64_t channels, 
             dx[t] = conv.taps.dx[run.taps[t]];
           }
           alignas(64) float near[kNearFloats];
-          if (channels % kLanes == 0 && convolve_near<n>(from, dy, dx, room, bias, conv.floor, run.length, x.stride_w,
+          if (channels % kLanes == 0 && convolve_near<n>(from, dy, dx, room, bias, conv.floor, run.length, step,
                                                          channels / kLanes, target, to_step, near))
             return;
         }
-        convolve_run<n>(from, room, bias, conv.floor, run.length, x.stride_w, channels, target, to_step);
+        convolve_run<n>(from, room, bias, conv.floor, run.length, step, channels, target, to_step);
       });
   });
 }

@@ -3,6 +3,7 @@
 #pragma once
 #include <algorithm>
 #include <atomic>
+#include <utility>
 
 #include "depthwise.h"
 #include "gemm.h"
@@ -127,7 +128,7 @@ struct Stage {
 // What one thread does, block by block. S is what the product is computed in: float, or BFloat16 in pairs.
 template <class T, class S>
 class Evaluation {
-  static constexpr int64_t kMostReads = 1024;
+  static constexpr int64_t kMostReads = 1024, kMostCopied = 600;
 
  public:
   static constexpr int64_t kPair = sizeof(S) == 2 ? 2 : 1;
@@ -146,6 +147,7 @@ class Evaluation {
     kept_at_ = layout_.floats(projection && kPair == 2 ? kBlock * widest : 0);
     sum_at_ = layout_.floats(kBlock * projected_);
     room_at_ = layout_.floats(gathered(most_taps, chunk_));
+    near_at_ = layout_.floats(chunk_ < x.c ? 2 * kMostCopied * step_of(chunk_) : 0);
   }
 
   int64_t bytes() const { return layout_.bytes(); }
@@ -157,6 +159,8 @@ class Evaluation {
     kept_ = reinterpret_cast<S*>(memory + kept_at_);
     sum_ = reinterpret_cast<float*>(memory + sum_at_);
     room_ = reinterpret_cast<float*>(memory + room_at_);
+    near_ = reinterpret_cast<T*>(memory + near_at_);
+    next_near_ = near_ + kMostCopied * step_of(chunk_);
     for (int64_t block = next++, following; block < blocks_; block = following) {
       following = next++;  // taken early, to know what comes after this one
       begin(block);
@@ -178,10 +182,19 @@ class Evaluation {
   int64_t depth_of(const Stage& stage) const { return std::min(chunk_, x_.c - stage.channel); }
   static int64_t even(int64_t depth) { return depth + (kPair == 2 ? depth % 2 : 0); }
 
-  // Whether the product reads the map as it lies.
+  // Whether the product reads the map, or its copy, as it lies.
   bool is_direct(const Stage& stage) const {
-    return branch_[stage.branch].depthwise.taps.count == 0 && sizeof(T) == sizeof(S) && is_matrix(x_) &&
+    return branch_[stage.branch].depthwise.taps.count == 0 && sizeof(T) == sizeof(S) && (copied_ || is_matrix(x_)) &&
            depth_of(stage) % kPair == 0;
+  }
+
+  // From one copied position to the next, an odd number of cache lines.
+  static int64_t step_of(int64_t depth) { return depth + 64 / int64_t(sizeof(T)); }
+
+  // Whether the reads of a stage are copied while the product before it computes. Where a position has more channels than
+  // a chunk, what is read of a map lies in short pieces, often a page apart, which the caches do not keep.
+  bool is_copied(const Stage& stage, int64_t reads) const {
+    return chunk_ < x_.c && complete_ && 0 < reads && reads <= kMostCopied && depth_of(stage) * sizeof(T) % 64 == 0;
   }
 
   // The left side of a product that does not.
@@ -190,22 +203,28 @@ class Evaluation {
     const int64_t first = stage.block * kBlock, rows = rows_of(stage.block), depth = depth_of(stage), row = even(depth);
     if (row != depth)  // half a pair more, which must not be NaN
       for (int64_t i = 0; i < rows; i++) narrow(0.0f, a_ + i * row + depth);
-    if (depthwise.taps.count == 0)
-      copy_rows<T>(x_, stage.channel, depth, first, rows, a_, row);
+    const Copy<T> copy{near_, step_of(depth), columns_};
+    if (depthwise.taps.count > 0)
+      convolve<T>(x_, depthwise, stage.channel, depth, first, rows, a_, row, room_, copied_ ? &copy : nullptr);
+    else if (copied_)
+      copy_rows<T>(Map{near_, 1, 1, rows, depth, 0, 0, copy.step, 1, x_.type}, 0, depth, 0, rows, a_, row);
     else
-      convolve<T>(x_, depthwise, stage.channel, depth, first, rows, a_, row, room_);
+      copy_rows<T>(x_, stage.channel, depth, first, rows, a_, row);
   }
 
-  // Where the map's positions are that a stage reads: of each of its rows from the leftmost tap to the rightmost.
+  // Where the map's positions are that a stage reads: of each of its rows from the leftmost tap to the rightmost. Which of
+  // them a row of a copy begins with goes to `columns_`. As many as there is room for.
   int64_t find_reads(const Stage& stage) {
     if (stage.block >= blocks_) return 0;
     const Taps& taps = branch_[stage.branch].depthwise.taps;
     const T* data = static_cast<const T*>(x_.data) + stage.channel;
-    int64_t found = 0;
+    int64_t found = 0, rows = 0;
     auto add = [&](const Run& run, int64_t dy, int64_t left, int64_t right) {
+      const int64_t begin = std::max<int64_t>(run.x + left, 0), end = std::min(run.x + run.length + right, x_.w);
+      if (rows < kMostReads) columns_[rows] = found - begin;
+      rows++;
       if (!in_row(dy, run.y, x_.h)) return;
-      const int64_t end = std::min(run.x + run.length + right, x_.w);
-      for (int64_t i = std::max<int64_t>(run.x + left, 0); i < end && found < kMostReads; i++)
+      for (int64_t i = begin; i < end && found < kMostReads; i++)
         reads_[found++] = reinterpret_cast<const char*>(data + offset(x_, run.n, run.y + dy, i));
     };
     each_run(x_.h, x_.w, Taps{0, nullptr, nullptr}, stage.block * kBlock, rows_of(stage.block), [&](const Run& run) {
@@ -215,6 +234,7 @@ class Evaluation {
         add(run, taps.dy[t], taps.dx[t], taps.dx[last - 1]);
       }
     });
+    complete_ = found < kMostReads && rows <= kMostReads;
     return found;
   }
 
@@ -225,18 +245,23 @@ class Evaluation {
     const int64_t depth = depth_of(stage), panel = even(x_.c) * kTile, panels = columns / kTile;
     const S *left = a_, *right = static_cast<const S*>(op.weight) + stage.channel * kTile, *then_right = nullptr;
     int64_t left_row = even(depth);
-    if (is_direct(stage)) {
+    if (!is_direct(stage)) {
+      make(stage);
+    } else if (copied_) {
+      left = reinterpret_cast<const S*>(near_);
+      left_row = step_of(depth);
+    } else {
       left = static_cast<const S*>(x_.data) + first * x_.stride_w + stage.channel;
       left_row = x_.stride_w;
-    } else {
-      make(stage);
     }
     if (then.block < blocks_) then_right = static_cast<const S*>(branch_[then.branch].weight) + then.channel * kTile;
-    const int64_t reads = find_reads(then), bytes = depth_of(then) * int64_t(sizeof(T));
+    const int64_t reads = find_reads(then), bytes = depth_of(then) * sizeof(T), step = step_of(depth_of(then)) * sizeof(T);
+    copied_ = is_copied(then, reads);
+    char* copy = copied_ ? reinterpret_cast<char*>(next_near_) : nullptr;
     for (int64_t p = 0; p < panels; p++, right += panel) {
       const int64_t from = reads * p / panels, to = reads * (p + 1) / panels;
       const S* next = p + 1 < panels ? right + panel : then_right;
-      const Ahead ahead{reads_ + from, to - from, bytes};
+      const Ahead ahead{reads_ + from, to - from, bytes, copy ? copy + from * step : nullptr, step};
       float* c = c_ + p * kTile;
       if constexpr (kPair == 1)
         multiply(rows, kTile, depth, left, left_row, 1, right, panel, c, columns, stage.channel > 0, next, ahead);
@@ -244,6 +269,7 @@ class Evaluation {
         multiply(rows, kTile, even(depth) / 2, left, left_row, right, panel, c, columns, stage.channel > 0, next,
                  ahead);
     }
+    std::swap(near_, next_near_);
   }
 
   void begin(int64_t block) {
@@ -289,10 +315,14 @@ class Evaluation {
   const Projection* const projection_;
   const int64_t count_, blocks_, chunk_, projected_;
   Layout layout_;
-  int64_t a_at_, c_at_, kept_at_, sum_at_, room_at_;
+  int64_t a_at_, c_at_, kept_at_, sum_at_, room_at_, near_at_;
   S *a_ = nullptr, *kept_ = nullptr;
   float *c_ = nullptr, *sum_ = nullptr, *room_ = nullptr;
+  T *near_ = nullptr, *next_near_ = nullptr;
   const char* reads_[kMostReads];
+  int64_t columns_[kMostReads];
+  bool complete_ = false;  // whether all are there
+  bool copied_ = false;    // of the stage that is due: whether `near_` has what it reads
 };
 
 template <class T, class S>

@@ -21,22 +21,43 @@ constexpr int64_t kTile = 2 * kLanes;  // columns of a tile
 struct Ahead {
   const char* const* parts = nullptr;
   int64_t count = 0, bytes = 0;  // parts, and bytes of each
+  char* to = nullptr;            // where the parts are copied to, whole lines, `step` bytes from one to the next; or null:
+  int64_t step = 0;              // they are only fetched into the cache
   int64_t lines = 0;             // of a tile
-  int64_t done = 0;              // bytes of the first of `parts`
+  struct Place {
+    int64_t part = 0, byte = 0;
+  } asked = {}, copied = {};
 
   // For a product of so many tiles.
   void share(int64_t tiles) { lines = count * ((bytes + 63) / 64) / (tiles > 0 ? tiles : 1) + 1; }
 
+  // Asks for the next lines, and copies those that the tile before asked for: they have come by now.
   void fetch() {
-    for (int64_t i = 0; i < lines && count > 0; i++) {
-      __builtin_prefetch(*parts + done, 0, 2);
-      done += 64;
-      if (done >= bytes) {
-        done = 0;
-        parts++;
-        count--;
-      }
+    copy();
+    for (int64_t i = 0; i < lines && asked.part < count; i++) {
+      const char* line = parts[asked.part] + asked.byte;
+      if (to)
+        __builtin_prefetch(line, 0, 3);
+      else
+        __builtin_prefetch(line, 0, 2);
+      advance(asked);
     }
+  }
+
+  // Copies what is left.
+  void finish() {
+    asked = {count, 0};
+    copy();
+  }
+
+  void advance(Place& place) const {
+    place.byte += 64;
+    if (place.byte >= bytes) place = {place.part + 1, 0};
+  }
+  void copy() {
+    if (to == nullptr) return;
+    for (; copied.part != asked.part || copied.byte != asked.byte; advance(copied))
+      std::memcpy(to + copied.part * step + copied.byte, parts[copied.part] + copied.byte, 64);
   }
 };
 
@@ -90,6 +111,7 @@ inline __attribute__((always_inline)) void each_tile(int64_t rows, int64_t colum
     }
     if (i < rows) rest(i, j, b);
   }
+  ahead.finish();
 }
 
 // C [rows, columns] (+)= A [rows, depth] B [depth, columns]; A's element (i, k) is a[i * a_row + k * a_column]. `panel` is
