@@ -56,7 +56,7 @@ def shipped_operators() -> Iterator[None]:
         yield
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def needs() -> Callable[[str], str]:
     """``needs("g++")`` skips the test where a program is missing, or fails it under DPCDSL_REQUIRE=all."""
 

@@ -4,14 +4,10 @@ The kernels are plain C++ with a C ABI in the folder ``kernels`` beside this mod
 and the ``*.h`` that it includes. :func:`load` finds or builds their library, once a process. Where that cannot be, it
 says why and what to do (:class:`Absent`), and the same mathematics runs on ATen.
 
-**The cache** is ``$DPCDSL_CACHE/kernels``, else ``$XDG_CACHE_HOME/dpcdsl/kernels``, else ``~/.cache/dpcdsl/kernels``.
-A library's name is the hash of all that decides what it is (:class:`Recipe`), so nothing in the cache is ever wrong,
-only unused: it grows by one library a version of the kernels, of torch, of the compiler or kind of processor, and a
-library that no process has loaded for 30 days goes when the next one is built. It may be deleted at any time.
-
-A library is written beside its place and renamed, and ends in its own checksum: half of one is never loaded. A lock
-lets one process compile while the others wait; it saves work, and nothing is wrong without it. A cache that cannot be
-used (read-only, full, open to other users) is not: the library is then built in a temporary folder, in every process.
+**The cache** is a folder (:mod:`dpcdsl_torch.cache`). A library's name is the hash of all that decides what it is
+(:class:`Recipe`): there is one for each version of the kernels, of torch, of the compiler and kind of processor. A
+cache that cannot be used (read-only, full, open to other users) is not: the library is then built in a temporary
+folder, in every process.
 
 **OpenMP** is torch's own. Two runtimes in a process are two pools of threads that fight for the same cores, so the
 library is linked with the very libgomp that torch's wheel brings, which is in the process before the library is.
@@ -30,15 +26,12 @@ import platform
 import shlex
 import shutil
 import signal
-import stat
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import takewhile
@@ -47,6 +40,8 @@ from pathlib import Path
 import torch  # before any library of ours: the OpenMP that it loads is the one that ours must find
 
 from dpcdsl.errors import DpcError
+from dpcdsl_torch.cache import content, obtain, seal, temporary, why
+from dpcdsl_torch.cache import folder as cache_folder
 
 __all__ = [
     "FLAGS",
@@ -84,10 +79,6 @@ FLAGS = (
 LINK = ("-shared", "-Wl,-z,defs")
 
 _LIMIT = 300.0  # seconds that the compiler may take
-_DAY = 86_400.0
-_UNUSED = 30 * _DAY  # a library that was not loaded for so long goes
-_LEFT_OVER = 3_600.0  # a folder of a build that did not end goes; more than any build takes
-_DIGEST = 64  # characters of the checksum at a library's end
 
 #: What of the processor decides which instructions it has; the other lines of /proc/cpuinfo change from day to day.
 _PROCESSOR = {
@@ -191,14 +182,14 @@ def build(
     try:
         recipe = Recipe.of(sources, compiler, flags)
         try:
-            return _cached(recipe, cache or _cache_folder(), start, limit)
+            return _cached(recipe, cache or cache_folder(), start, limit)
         except (OSError, RuntimeError) as error:  # a RuntimeError: no home folder
-            uncached = _why(error)
+            uncached = why(error)
         try:
             return _private(recipe, start, limit, uncached)
         except OSError as error:
             remedy = "set DPCDSL_CACHE to a folder of your own with some megabytes left"
-            raise _UnableError(f"there is no place for their library: {uncached}; {_why(error)}", remedy) from None
+            raise _UnableError(f"there is no place for their library: {uncached}; {why(error)}", remedy) from None
     except _UnableError as error:
         return error.absent
 
@@ -211,7 +202,7 @@ def _read_sources(folder: Path) -> tuple[tuple[str, bytes], ...]:
         names = sorted(path.name for path in folder.iterdir() if path.suffix in (".cpp", ".h"))
         sources = tuple((name, (folder / name).read_bytes()) for name in names)
     except OSError as error:
-        raise _UnableError(f"their sources cannot be read: {_why(error)}", "install dpcdsl again") from None
+        raise _UnableError(f"their sources cannot be read: {why(error)}", "install dpcdsl again") from None
     if "cpu.cpp" not in names:
         raise _UnableError(f"their sources are not in {folder}", "install dpcdsl again")
     return sources
@@ -257,123 +248,34 @@ def _torch_openmp() -> Path | None:
     return min((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"), default=None)
 
 
-def _cache_folder() -> Path:
-    for name, parts in (("DPCDSL_CACHE", ()), ("XDG_CACHE_HOME", ("dpcdsl",))):
-        if folder := os.environ.get(name):
-            return Path(folder, *parts, "kernels").expanduser().absolute()
-    return Path.home() / ".cache" / "dpcdsl" / "kernels"
-
-
 # The cache
 
 
 def _cached(recipe: Recipe, folder: Path, start: float, limit: float) -> Native:
     """The library in the cache. An OSError says that this cache cannot serve."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _demand_ours(folder.stat(), folder)
     path = folder / f"{recipe.key}.so"
-    maker, built = _maker(path), False
-    if maker is None:
-        with _alone(folder, limit + 30):
-            maker = _maker(path)  # by the one that was waited for
-            if maker is None:
-                _tidy(folder)
-                with _temporary("part-", folder) as part:
-                    made, maker = _compile(recipe, part, limit)
-                    made.replace(path)
-                built = True
-    return Native(ctypes.CDLL(str(path)), path, built, time.monotonic() - start, maker)
+    body, built = obtain(path, lambda part: _compile(recipe, part, limit), limit)
+    return Native(ctypes.CDLL(str(path)), path, built, time.monotonic() - start, _maker(body))
 
 
 def _private(recipe: Recipe, start: float, limit: float, uncached: str) -> Native:
     """A library for this process alone. A loaded library outlives its file, and so nothing is left, come what may."""
-    with _temporary("dpcdsl-", None) as folder:
-        path, maker = _compile(recipe, folder, limit)
-        library = ctypes.CDLL(str(path))
-    return Native(library, path, True, time.monotonic() - start, maker, uncached)
-
-
-@contextmanager
-def _temporary(prefix: str, parent: Path | None) -> Iterator[Path]:
-    # Not a TemporaryDirectory: a process that is forked meanwhile would remove it when it ends.
-    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _demand_ours(info: os.stat_result, path: Path) -> None:
-    # Whoever can write what we load runs code as us.
-    if info.st_uid not in (0, os.geteuid()) or info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise PermissionError(errno.EPERM, "other users may change it", str(path))
-
-
-def _maker(path: Path) -> str | None:
-    """What made the library; None where there is none, or not a whole one (which can kill whoever loads it)."""
-    try:
-        with path.open("rb") as file:
-            info = os.fstat(file.fileno())
-            _demand_ours(info, path)
-            data = file.read()
-    except FileNotFoundError:
-        return None
-    body, digest = data[:-_DIGEST], data[-_DIGEST:]
-    if hashlib.sha256(body).hexdigest().encode() != digest:
-        return None
-    if time.time() - info.st_mtime > _DAY:
-        with suppress(OSError):
-            os.utime(path)  # in use
-    return body.rstrip(b"\n").rpartition(b"\n")[2].decode("utf-8", "replace")
-
-
-def _seal(path: Path, maker: str) -> None:
-    """Put what made the library and its checksum at its end, where no loader looks."""
-    body = path.read_bytes() + f"\n{maker}\n".encode()
-    path.write_bytes(body + hashlib.sha256(body).hexdigest().encode())
-    path.chmod(0o644)  # whatever the umask is: not for others to write
-
-
-@contextmanager
-def _alone(folder: Path, limit: float) -> Iterator[None]:
-    """Hold the cache's lock, which the kernel takes back from a process that dies; after ``limit`` go on without."""
-    import fcntl
-
-    handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        end = time.monotonic() + limit
-        while time.monotonic() < end:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                time.sleep(0.05)
-            except OSError:  # a file system without locks
-                break
-        yield
-    finally:
-        with suppress(OSError):
-            fcntl.flock(handle, fcntl.LOCK_UN)  # to close it is not enough: a process forked meanwhile has it open
-        os.close(handle)
-
-
-def _tidy(folder: Path) -> None:
-    """Remove what killed processes left behind, and the libraries that nobody uses."""
-    now = time.time()
-    for path in folder.iterdir():
-        with suppress(OSError):
-            age = now - path.lstat().st_mtime
-            if path.name.startswith("part-") and age > _LEFT_OVER:
-                shutil.rmtree(path, ignore_errors=True)
-            elif path.suffix == ".so" and age > _UNUSED:
-                path.unlink()
+    with temporary("dpcdsl-", None) as folder:
+        path = _compile(recipe, folder, limit)
+        library, body = ctypes.CDLL(str(path)), content(path)
+    return Native(library, path, True, time.monotonic() - start, _maker(body or b""), uncached)
 
 
 # The compiler
 
 
-def _compile(recipe: Recipe, folder: Path, limit: float) -> tuple[Path, str]:
-    """Compile into an empty folder: the sealed library, and what made it."""
+def _maker(body: bytes) -> str:
+    """What made a library: its last line."""
+    return body.rstrip(b"\n").rpartition(b"\n")[2].decode("utf-8", "replace")
+
+
+def _compile(recipe: Recipe, folder: Path, limit: float) -> Path:
+    """Compile into an empty folder: the sealed library."""
     version = _run([*recipe.command, "--version"], folder, limit)
     if "clang" in version.lower():
         reason = f"{recipe.command[0]} is Clang, which compiles OpenMP for another runtime than torch's, libgomp"
@@ -396,8 +298,8 @@ def _compile(recipe: Recipe, folder: Path, limit: float) -> tuple[Path, str]:
     if not library.is_file():
         raise _UnableError(f"{recipe.command[0]} compiled nothing", _OTHER_COMPILER)
     maker = f"{_one_line(version.splitlines()[:1], 100)} for {cpu}"
-    _seal(library, maker)
-    return library, maker
+    seal(library, library.read_bytes() + f"\n{maker}\n".encode())
+    return library
 
 
 def _run(arguments: list[str], folder: Path, limit: float) -> str:
@@ -416,7 +318,7 @@ def _run(arguments: list[str], folder: Path, limit: float) -> str:
             process_group=0,  # to be ended as one: g++ is a driver, and the work is its children's
         )
     except OSError as error:
-        raise _UnableError(f"the compiler cannot be started: {_why(error)}", _OTHER_COMPILER) from None
+        raise _UnableError(f"the compiler cannot be started: {why(error)}", _OTHER_COMPILER) from None
     with process:
         try:
             printed, told = process.communicate(timeout=limit)
@@ -442,12 +344,6 @@ def _run(arguments: list[str], folder: Path, limit: float) -> str:
 def _one_line(lines: list[str], most: int) -> str:
     text = " ".join(" ".join(lines).split())
     return text if len(text) <= most else "…" + text[-most:]
-
-
-def _why(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return str(error)
 
 
 # Once a process

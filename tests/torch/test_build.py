@@ -23,6 +23,8 @@ import torch
 from dpcdsl import DpcError
 from dpcdsl_torch import build
 from dpcdsl_torch.build import Absent, Native, Recipe
+from dpcdsl_torch.cache import alone
+from dpcdsl_torch.cache import folder as cache_folder
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="native kernels are built on Linux only")
 
@@ -206,7 +208,7 @@ def test_where_the_cache_is(environment: dict[str, str], folder: str, monkeypatc
     monkeypatch.delenv("DPCDSL_CACHE")
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert build._cache_folder() == Path(folder)
+    assert cache_folder() == Path(folder)
 
 
 # Many processes, and some that die
@@ -287,11 +289,11 @@ def until(done: Callable[[], bool]) -> None:
 
 
 def test_a_lock_that_is_never_given_back_is_waited_for_only_so_long(cache: Path) -> None:
-    with build._alone(cache_made(cache), 1):
+    with alone(cache_made(cache), 1):
         start = time.monotonic()
-        with build._alone(cache, 0.3):
+        with alone(cache, 0.3):
             assert 0.3 <= time.monotonic() - start < 5
-    with build._alone(cache, 5):
+    with alone(cache, 5):
         assert time.monotonic() - start < 5
 
 
@@ -325,7 +327,7 @@ def test_a_damaged_library_is_replaced(
     outcome = native(build.build(sources, damaged.parent))
     assert (outcome.built, outcome.uncached, outcome.path) == (True, None, damaged)
     assert outcome.library.answer() == 42
-    assert build._maker(damaged) == whole.maker
+    assert outcome.maker == whole.maker
 
 
 @pytest.mark.parametrize("where", ["below a file", "/proc/dpcdsl", "a file", "no such user"])
@@ -545,7 +547,7 @@ def test_the_library_asks_for_the_openmp_that_torch_brings(sources: Path, tmp_pa
     assert recipe.openmp is None or recipe.openmp.parent == Path(torch.__file__).parent / "lib"
     for openmp, needed in ((stub, stub.name), (None, "libgomp.so.1")):
         folder = cache_made(tmp_path / f"for {needed}")
-        library, _ = build._compile(replace(recipe, openmp=openmp), folder, 60)
+        library = build._compile(replace(recipe, openmp=openmp), folder, 60)
         names = {name for name in library.read_bytes().split(b"\0") if name.startswith(b"libgomp")}
         assert names == {needed.encode()}
 
