@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import subprocess
 from collections.abc import Callable
-from ctypes import c_float, c_int, c_int32, c_int64, c_void_p
+from ctypes import c_float, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from dpcdsl_torch import nvrtc
 from dpcdsl_torch.aten import AtenPrimitives
 from dpcdsl_torch.build import KERNELS
 from dpcdsl_torch.nvrtc import SOURCES, compile_source
-from dpcdsl_torch.primitives import Taps
+from dpcdsl_torch.primitives import Affine, Taps
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120")
 ATEN = AtenPrimitives()
@@ -51,7 +52,7 @@ def test_every_source_compiles_and_nothing_is_spilled(name: str, architecture: s
     compiled = compile_source(name, architecture, tmp_path)
     assert compiled.image.startswith(b"\x7fELF")
     source = (SOURCES / name).read_text()
-    assert len(compiled.kernels) >= source.count("__global__") > 0
+    assert len(compiled.kernels) >= len(re.findall("DPC_KERNEL|__global__", source)) > 0
     for kernel in compiled.kernels:
         assert kernel.registers <= 128, kernel  # two blocks of 256 threads a multiprocessor
         assert kernel.spilled == kernel.stack == 0, kernel
@@ -154,7 +155,7 @@ def sizes(*counts: int) -> ctypes.Array[ctypes.c_uint]:
 
 
 @pytest.fixture(scope="module")
-def emulated(needs: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+def emulated(needs: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Emulated:
     library = tmp_path_factory.mktemp("cuda") / "cuda_kernels.so"
     source = Path(__file__).parent / "cuda_kernels.cpp"
     flags = (
@@ -168,7 +169,42 @@ def emulated(needs: Callable[[str], str], tmp_path_factory: pytest.TempPathFacto
         f"-I{SOURCES}",
     )
     subprocess.run([needs("g++"), *flags, str(source), "-o", str(library)], check=True, timeout=300)
-    return ctypes.CDLL(str(library))
+    return Emulated(ctypes.CDLL(str(library)))
+
+
+Argument = Tensor | _Map | _Taps | c_int64 | float | int | None
+
+
+@dataclass(frozen=True)
+class Emulated:
+    library: ctypes.CDLL
+
+    def __call__(self, kernel: str, form: str, grid: tuple[int, ...], block: tuple[int, ...], *given: Argument) -> None:
+        """Launch ``dpc_{kernel}{form}``; vectors as tensors, whole numbers of 64 bits as ``c_int64``."""
+        launch = getattr(self.library, f"launch_{kernel}")
+        launch(getattr(self.library, f"dpc_{kernel}{form}"), sizes(*grid), sizes(*block), *map(_passed, given))
+
+    def each(self, kernel: str, case: Case, *given: Argument) -> None:
+        """For all positions and channels of the maps of a case."""
+        self(kernel, case.form, (-(-case.positions // 16), -(-case.vectors // 32)), (32, 4), *given)
+
+    def sums(self, kernel: str, case: Case, share: int, *given: Argument) -> None:
+        """For parts of sums over positions."""
+        self(kernel, case.form, (case.blocks(share), -(-case.vectors // 32)), (32, 8), *given)
+
+    def total(self, partial: Tensor) -> Tensor:
+        found = torch.full(partial.shape[1:], float("nan"))
+        count = found.numel()
+        self("total", "", (-(-count // 32),), (32,), partial, len(partial), c_int64(count), found)
+        return found
+
+
+def _passed(given: Argument) -> object:
+    if isinstance(given, Tensor):
+        return c_void_p(given.data_ptr())
+    if isinstance(given, ctypes.Structure):
+        return ctypes.byref(given)
+    return c_float(given) if isinstance(given, float) else given
 
 
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -196,6 +232,17 @@ class Case:
         return self.vectors * self.together
 
     @property
+    def positions(self) -> int:
+        return self.n * self.h * self.w
+
+    @property
+    def form(self) -> str:
+        return f"_{NAMES[self.dtype]}_{self.together}"
+
+    def blocks(self, share: int) -> int:
+        return -(-self.positions // share)
+
+    @property
     def taps(self) -> Taps:
         rows, columns = (
             [(i - (size - 1) // 2) * step for i in range(size)]
@@ -208,8 +255,12 @@ class Case:
         beside = self.together
         whole = torch.full((self.n, self.channels + 2 * beside, self.h, self.w), MARGIN, dtype=self.dtype)
         view = whole.contiguous(memory_format=torch.channels_last)[:, beside : beside + self.channels]
-        view.copy_(torch.randn(view.shape, generator=generator))
+        view.copy_(self.numbers(generator, *view.shape))
         return view
+
+    def numbers(self, generator: torch.Generator, *shape: int) -> Tensor:
+        """That every type has: what they are multiplied and added to is then the same in fp32 and fp64."""
+        return torch.randint(-32, 33, shape, generator=generator) / 16
 
 
 cases = st.builds(
@@ -224,6 +275,7 @@ cases = st.builds(
     single=st.booleans(),
     seed=st.integers(0, 999),
 )
+shares = st.integers(1, 100)
 some = settings(max_examples=25, deadline=None)
 
 
@@ -240,61 +292,118 @@ def assert_margins(view: Tensor, beside: int) -> None:
 
 
 @pytest.mark.parametrize("backward", [False, True])
-def test_depthwise(emulated: ctypes.CDLL, backward: bool) -> None:
+def test_depthwise(emulated: Emulated, backward: bool) -> None:
     """Forward with bias and ReLU; the input's gradient is added to what is there."""
 
     @some
     @given(case=cases)
     def check(case: Case) -> None:
         generator = torch.Generator().manual_seed(case.seed)
-        x, y = case.map(generator), case.map(generator)
-        taps = case.taps
-        weight = torch.randn(len(taps.dy), case.channels, generator=generator)
-        bias = torch.randn(case.channels, generator=generator)
+        x, y, taps = case.map(generator), case.map(generator), case.taps
+        weight, bias = case.numbers(generator, len(taps.dy), case.channels), case.numbers(generator, case.channels)
         expected = y.double()
         if backward:
             ATEN.depthwise_backward(x.double(), None, weight.double(), taps, expected, True)
+            given = as_taps(taps, -1), weight, None, float("-inf"), 1
         else:
             ATEN.depthwise(x.double(), weight.double(), taps, expected, False)
             expected = (expected + bias.double()[:, None, None]).clamp(min=0)
-        positions = case.n * case.h * case.w
-        emulated.launch_depthwise(
-            getattr(emulated, f"dpc_depthwise_{NAMES[case.dtype]}_{case.together}"),
-            sizes(-(-positions // 16), -(-case.vectors // 32)),
-            sizes(32, 4),
-            *(ctypes.byref(as_map(x)), ctypes.byref(as_map(y)), ctypes.byref(as_taps(taps, -1 if backward else 1))),
-            *(c_void_p(weight.data_ptr()), None if backward else c_void_p(bias.data_ptr())),
-            *(c_float(float("-inf") if backward else 0.0), c_int(backward)),
-        )
+            given = as_taps(taps), weight, bias, 0.0, 0
+        emulated.each("depthwise", case, as_map(x), as_map(y), *given)
         assert_near(y, expected, case.dtype)
         assert_margins(y, case.together)
 
     check()
 
 
-def test_depthwise_weight(emulated: ctypes.CDLL) -> None:
+def test_depthwise_weight(emulated: Emulated) -> None:
     @some
-    @given(case=cases, share=st.integers(1, 100))
+    @given(case=cases, share=shares)
     def check(case: Case, share: int) -> None:
         generator = torch.Generator().manual_seed(case.seed)
-        g, x = case.map(generator), case.map(generator)
-        taps = case.taps
+        g, x, taps = case.map(generator), case.map(generator), case.taps
         expected = ATEN.depthwise_backward(g.double(), x.double(), None, taps, None, False)
         assert expected is not None
-        shares = -(-case.n * case.h * case.w // share)
-        partial = torch.full((shares, len(taps.dy), case.channels), float("nan"))
-        total = torch.full(expected.shape, float("nan"))
-        emulated.launch_depthwise_weight(
-            getattr(emulated, f"dpc_depthwise_weight_{NAMES[case.dtype]}_{case.together}"),
-            sizes(shares, -(-case.vectors // 32)),
-            sizes(32, 8),
-            *(ctypes.byref(as_map(g)), ctypes.byref(as_map(x)), ctypes.byref(as_taps(taps))),
-            *(c_int(share), c_void_p(partial.data_ptr())),
+        partial = torch.full((case.blocks(share), len(taps.dy), case.channels), float("nan"))
+        emulated.sums("depthwise_weight", case, share, as_map(g), as_map(x), as_taps(taps), share, partial)
+        assert_near(emulated.total(partial), expected, torch.float32)
+
+    check()
+
+
+def test_moments(emulated: Emulated) -> None:
+    """Of numbers far from 0, too, and near each other."""
+
+    @some
+    @given(case=cases, share=shares, far=st.sampled_from([0.0, 1000.0]))
+    def check(case: Case, share: int, far: float) -> None:
+        generator = torch.Generator().manual_seed(case.seed)
+        x = case.map(generator)
+        x += far
+        mean, deviations = torch.full((2, case.blocks(share), case.channels), float("nan"), dtype=torch.float64)
+        emulated.sums("moments", case, share, as_map(x), share, mean, deviations)
+        found = torch.full((2, case.channels), float("nan"))
+        counts = c_int64(case.positions), c_int64(case.channels)
+        grid = (-(-case.channels // 32),)
+        emulated("moments_total", "", grid, (32,), mean, deviations, share, *counts, *found)
+        variance, middle = torch.var_mean(x.double(), (0, 2, 3), correction=0)
+        assert_near(found[0], middle, torch.float32)
+        assert_near(found[1], variance, torch.float32)
+
+    check()
+
+
+def test_affine(emulated: Emulated) -> None:
+    @some
+    @given(case=cases, relu=st.booleans())
+    def check(case: Case, relu: bool) -> None:
+        generator = torch.Generator().manual_seed(case.seed)
+        x, y = case.map(generator), case.map(generator)
+        scale, shift = case.numbers(generator, 2, case.channels)
+        expected = torch.empty_like(y, dtype=torch.float64)
+        ATEN.affine(x.double(), Affine(scale.double(), shift.double(), relu), expected)
+        emulated.each("affine", case, as_map(x), scale, shift, 0.0 if relu else float("-inf"), as_map(y))
+        assert_near(y, expected, case.dtype)
+        assert_margins(y, case.together)
+
+    check()
+
+
+def test_gradient_sums(emulated: Emulated) -> None:
+    @some
+    @given(case=cases, share=shares, relu=st.booleans(), both=st.booleans())
+    def check(case: Case, share: int, relu: bool, both: bool) -> None:
+        generator = torch.Generator().manual_seed(case.seed)
+        x, *gradients = (case.map(generator) for _ in range(2 + both))
+        scale, shift, mean, inverse = case.numbers(generator, 4, case.channels)
+        shift += 1 / 512  # no value is 0, where the ReLU is either
+        affine = Affine(scale.double(), shift.double(), relu)
+        given = tuple(g.double() for g in gradients)
+        plain, by_value = ATEN.gradient_sums(given, x.double(), affine, mean.double(), inverse.double())
+        partial = torch.full((case.blocks(share), 2, case.channels), float("nan"))
+        one, two = as_map(gradients[0]), as_map(gradients[1]) if both else None
+        floor = 0.0 if relu else float("-inf")
+        emulated.sums(
+            "gradient_sums", case, share, one, two, as_map(x), scale, shift, floor, mean, inverse, share, partial
         )
-        emulated.launch_total(
-            *(sizes(-(-total.numel() // 32)), sizes(32), c_void_p(partial.data_ptr()), c_int(shares)),
-            *(c_int64(total.numel()), c_void_p(total.data_ptr())),
-        )
-        assert_near(total, expected, torch.float32)
+        found = emulated.total(partial)
+        assert_near(found[0], plain, torch.float32)
+        assert_near(found[1], by_value, torch.float32)
+
+    check()
+
+
+def test_affine_backward(emulated: Emulated) -> None:
+    @some
+    @given(case=cases)
+    def check(case: Case) -> None:
+        generator = torch.Generator().manual_seed(case.seed)
+        g, x = case.map(generator), case.map(generator)
+        factors = case.numbers(generator, 4, case.channels)
+        expected = g.double()
+        ATEN.affine_backward(expected, x.double(), *factors.double())
+        emulated.each("affine_backward", case, as_map(g), as_map(x), *factors)
+        assert_near(g, expected, case.dtype)
+        assert_margins(g, case.together)
 
     check()

@@ -77,4 +77,58 @@ __device__ inline bool is_inside(const Map& map, int y, int x) {
   return unsigned(y) < unsigned(map.h) && unsigned(x) < unsigned(map.w);
 }
 
+// How a block shares a map. Where threads do the same everywhere: kLanesX along channels, `Count` of them each, and
+// kLanesY along positions, kPositions each, one after the other. Grid: [positions / (kLanesY kPositions),
+// channels / (kLanesX Count)].
+constexpr int kLanesX = 32;
+constexpr int kLanesY = 4;
+constexpr int kPositions = 4;
+
+// Where they sum over positions: every block takes a range of `share`, and its threads every kSumLanesY-th position of it.
+// Each block writes what it found; another kernel adds that up, in the order of the blocks. Whoever runs first, the sums
+// come out the same. Grid: [positions / share, channels / (kLanesX Count)].
+constexpr int kSumLanesY = 8;
+
+struct Range {
+  unsigned begin, end;
+};
+__device__ inline Range range(const Map& map, int share) {
+  const unsigned count = unsigned(positions(map)), begin = blockIdx.x * unsigned(share);
+  return {begin, count - begin < unsigned(share) ? count : begin + unsigned(share)};
+}
+
+// The first of a thread's channels.
+template <int Count>
+__device__ inline int64_t first_channel() {
+  return int64_t(blockIdx.y * kLanesX + threadIdx.x) * Count;
+}
+
+// What a block's threads of the same channels have, added up in their order, for the first of them.
+template <int Count>
+__device__ inline void sum_lanes(float* value) {
+  __shared__ float all[kSumLanesY][kLanesX * Count];
+#pragma unroll
+  for (int i = 0; i < Count; i++) all[threadIdx.y][threadIdx.x * Count + i] = value[i];
+  __syncthreads();
+  if (threadIdx.y == 0) {
+#pragma unroll
+    for (int i = 0; i < Count; i++) {
+      float total = 0;
+      for (int lane = 0; lane < kSumLanesY; lane++) total += all[lane][threadIdx.x * Count + i];
+      value[i] = total;
+    }
+  }
+  __syncthreads();
+}
+
 }  // namespace dpc
+
+// DPC_EVERY_TYPE(MACRO): MACRO(type, name, channels of a thread) for the types of maps.
+#define DPC_EVERY_TYPE(MACRO) \
+  MACRO(float, fp32, 4)       \
+  MACRO(float, fp32, 1)       \
+  MACRO(BFloat16, bf16, 8)    \
+  MACRO(BFloat16, bf16, 1)    \
+  MACRO(Float16, fp16, 8)     \
+  MACRO(Float16, fp16, 1)
+#define DPC_KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads)
