@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (the name everyone gives it)
 from torch import Tensor
 
+from dpcdsl_torch.plan import GROUPED_CHANNELS
 from dpcdsl_torch.primitives import Affine, Branch, Moments, NormGradient, Projection, Taps
 
 __all__ = ["PRIMITIVES", "AtenPrimitives"]
@@ -158,6 +159,7 @@ class AtenPrimitives:
     """The passes by torch's operators; :class:`dpcdsl_torch.primitives.Primitives`."""
 
     finds_taps = False
+    grouped_channels = GROUPED_CHANNELS
 
     def deferred(self) -> AtenPrimitives:
         return self

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from dpcdsl.errors import DpcError
 from dpcdsl.layers import DepthwiseConvolution
-from dpcdsl_torch import aten, memory, native
-from dpcdsl_torch.maps import side_by_side
+from dpcdsl_torch import aten, cuda, native
+from dpcdsl_torch.maps import Maps, side_by_side
 from dpcdsl_torch.ops import define, empty_map, library
 from dpcdsl_torch.primitives import Primitives, Taps
 
@@ -38,7 +38,8 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, rate: Sequence[int] = (1, 1)) ->
     ``torch.func.grad``, which refuses (torch 2.15) every operator whose gradient is registered.
 
     It is the first half of the paper's separable atrous convolution (:class:`dpcdsl.layers.DepthwiseConvolution`): by
-    the C++ kernels for fp32 and bf16 on the CPU, which visit only taps that are inside the map; else by ATen.
+    the C++ kernels for fp32 and bf16 on the CPU and the CUDA ones for these and fp16 on a GPU, which visit only taps
+    that are inside the map; else by ATen.
 
     Raises :class:`DpcError` (DPC062) on arguments that do not fit together.
     """
@@ -140,6 +141,8 @@ def _matrix(weight: Tensor, chosen: list[int] | None) -> Tensor:
 def _primitives(x: Tensor, taps: Taps) -> Primitives:
     if x.device.type == "cpu" and x.dtype in native.DTYPES and len(taps.dy) <= native.MOST_TAPS:
         return native.primitives() or aten.PRIMITIVES
+    if x.device.type == "cuda" and x.dtype in cuda.DTYPES and len(taps.dy) <= cuda.MOST_TAPS:
+        return cuda.primitives(x.device, required=False) or aten.PRIMITIVES
     return aten.PRIMITIVES
 
 
@@ -151,7 +154,7 @@ def _computed(like: Tensor, primitives: Primitives, compute: Callable[[Tensor], 
         compute(result)
         return result
     n, c, h, w = like.shape
-    whole = memory.empty((n, c, h, w), like.dtype)
+    whole = Maps(like).empty(c)
     compute(whole)
     if channels_last:
         return whole.as_strided((n, c, h, w), (h * w * c, 1, w * c, c))  # the strides that the fake has, also of size 1

@@ -29,7 +29,7 @@ class _Evaluation:
         self.make = Maps(x)
         self.channels_last = side_by_side(x)
         self.maps: dict[str, Tensor] = {"F": self.make.channels_last(x, self.primitives)}
-        self.plan = evaluation(task)
+        self.plan = evaluation(task, grouped_channels=self.primitives.grouped_channels)
         if not task.splits and (task.projection is None or task.does("concatenation")):
             self.maps["Y"] = self.make.empty(task.concatenated)
             if task.does("concatenation"):

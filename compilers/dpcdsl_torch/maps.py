@@ -7,7 +7,7 @@ import torch.nn.functional as F  # noqa: N812 (the name everyone gives it)
 from torch import Tensor
 
 from dpcdsl.layers import Size
-from dpcdsl_torch import aten, memory, native
+from dpcdsl_torch import aten, cuda, memory, native
 from dpcdsl_torch.primitives import Primitives, Taps
 from dpcdsl_torch.task import Form, Task, taps_inside
 
@@ -33,6 +33,10 @@ def primitives_for(task: Task, device: torch.device, dtype: torch.dtype) -> Prim
         found = native.primitives()
         if found is not None and all(len(form.dy) <= native.MOST_TAPS for form in task.branches):
             return found
+    if task.backend != "aten" and device.type == "cuda" and dtype in cuda.DTYPES:
+        there = cuda.primitives(device, required=task.backend == "native")
+        if there is not None and all(len(form.dy) <= cuda.MOST_TAPS for form in task.branches):
+            return there
     return aten.PRIMITIVES
 
 
@@ -63,8 +67,8 @@ class Maps:
         if side_by_side(x):
             return x
         channels = x.shape[1]
-        # Positions a whole page apart push each other out of the cache. With a line more between them they do not.
-        apart = _LINE if channels * x.itemsize % _PAGE == 0 else 0
+        # Positions a whole page apart push each other out of a CPU's cache. With a line more between them they do not.
+        apart = _LINE if channels * x.itemsize % _PAGE == 0 and x.device.type == "cpu" else 0
         copy = self.empty(channels + apart // x.itemsize)[:, :channels]
         primitives.copy(x, copy)
         return copy

@@ -18,31 +18,22 @@ import torch.nn.functional as F  # noqa: N812 (the name everyone gives it)
 from torch import Tensor
 
 from dpcdsl_torch.build import Native, load
+from dpcdsl_torch.plan import GROUPED_CHANNELS
 from dpcdsl_torch.primitives import Affine, Branch, Moments, NormGradient, Projection, Taps
+from dpcdsl_torch.structures import NO_FLOOR, Map, address_of, floor_of, map_of, vector_of
 
 __all__ = ["DTYPES", "MOST_TAPS", "NativePrimitives", "primitives"]
 
 #: How many taps a depthwise kernel may have here (kMostTaps of depthwise.h).
 MOST_TAPS = 1024
 
-_NO_FLOOR = float("-inf")
-_TYPES = {torch.float32: 0, torch.bfloat16: 1}
 _NOWHERE = Taps((1 << 40,), (0,))  # a tap that is outside every map
 
 #: The types of maps.
-DTYPES = frozenset(_TYPES)
+DTYPES = frozenset({torch.float32, torch.bfloat16})
 
 
 # The structures of the kernels. Pointers are plain addresses; ``kept`` holds the tensors that they point into.
-
-
-class _Map(ctypes.Structure):
-    _fields_ = (
-        ("data", c_void_p),
-        *((name, c_int64) for name in ("n", "h", "w", "c", "stride_n", "stride_h", "stride_w", "stride_c")),
-        ("type", c_int32),
-    )
-    kept: Tensor
 
 
 class _Taps(ctypes.Structure):
@@ -72,7 +63,7 @@ class _Branch(ctypes.Structure):
         ("filters", c_int64),
         ("bias", c_void_p),
         ("floor", c_float),
-        ("y", _Map),
+        ("y", Map),
         ("projection", c_void_p),
     )
     kept: Any
@@ -85,8 +76,8 @@ class _Projection(ctypes.Structure):
         ("floor", c_float),
         ("first", c_int32),
         ("last", c_int32),
-        ("sum", _Map),
-        ("out", _Map),
+        ("sum", Map),
+        ("out", Map),
         ("grids", c_int64),
         ("grid", c_void_p),
         ("align_corners", c_int32),
@@ -94,7 +85,7 @@ class _Projection(ctypes.Structure):
     kept: Any
 
 
-_MapP, _DepthwiseP, _AffineP = ctypes.POINTER(_Map), ctypes.POINTER(_Depthwise), ctypes.POINTER(_Affine)
+_MapP, _DepthwiseP, _AffineP = ctypes.POINTER(Map), ctypes.POINTER(_Depthwise), ctypes.POINTER(_Affine)
 _NormGradientP, _BranchP, _ProjectionP = (
     ctypes.POINTER(_NormGradient),
     ctypes.POINTER(_Branch),
@@ -138,45 +129,10 @@ def _declare(library: ctypes.CDLL) -> None:
         kernel.errcheck = _checked
 
 
-# Tensors as the kernels see them.
-
-
-def _map(tensor: Tensor) -> _Map:
-    """Any map. A dimension of size 1 has whatever stride torch gave it; here it has the one that fits the others."""
-    n, c, h, w = tensor.shape
-    stride_n, stride_c, stride_h, stride_w = tensor.stride()
-    if w == 1:
-        stride_w = stride_h if h > 1 else stride_n if n > 1 else c
-    if h == 1:
-        stride_h = w * stride_w
-    if n == 1:
-        stride_n = h * stride_h
-    if c == 1:
-        stride_c = 1
-    view = _Map(tensor.data_ptr(), n, h, w, c, stride_n, stride_h, stride_w, stride_c, _TYPES[tensor.dtype])
-    view.kept = tensor
-    return view
-
-
-def _is_matrix(view: _Map) -> bool:
+def _is_matrix(view: Map) -> bool:
     """Whether positions are evenly apart (is_matrix of taps.h; size-1 dimensions have fitting strides already)."""
     stride_h: int = view.stride_h
     return bool(stride_h == view.w * view.stride_w and view.stride_n == view.h * stride_h)
-
-
-def _floor(relu: bool) -> float:
-    return 0.0 if relu else _NO_FLOOR
-
-
-def _vector(tensor: Tensor) -> Tensor:
-    """A vector or a weight as the kernels read it; itself where it is so already. The caller keeps it alive."""
-    if tensor.dtype is torch.float32 and tensor.is_contiguous():
-        return tensor
-    return tensor.to(torch.float32).contiguous()
-
-
-def _address(vector: Tensor | None) -> int | None:
-    return None if vector is None else vector.data_ptr()
 
 
 @cache
@@ -190,29 +146,29 @@ def _taps(taps: Taps) -> _Taps:
     return structure
 
 
-_NO_DEPTHWISE = _Depthwise(_Taps(0, None, None), None, None, _NO_FLOOR)
-_NO_MAP = _Map()
+_NO_DEPTHWISE = _Depthwise(_Taps(0, None, None), None, None, NO_FLOOR)
+_NO_MAP = Map()
 
 
 def _depthwise(taps: Taps, weight: Tensor | None, bias: Tensor | None, relu: bool) -> _Depthwise:
-    weight = None if weight is None else _vector(weight)
-    bias = None if bias is None else _vector(bias)
-    structure = _Depthwise(_taps(taps), _address(weight), _address(bias), _floor(relu))
+    weight = None if weight is None else vector_of(weight)
+    bias = None if bias is None else vector_of(bias)
+    structure = _Depthwise(_taps(taps), address_of(weight), address_of(bias), floor_of(relu))
     structure.kept = weight, bias
     return structure
 
 
 def _affine(affine: Affine | None) -> _Affine:
     if affine is None:
-        return _Affine(None, None, _NO_FLOOR)
-    scale, shift = _vector(affine.scale), _vector(affine.shift)
-    structure = _Affine(scale.data_ptr(), shift.data_ptr(), _floor(affine.relu))
+        return _Affine(None, None, NO_FLOOR)
+    scale, shift = vector_of(affine.scale), vector_of(affine.shift)
+    structure = _Affine(scale.data_ptr(), shift.data_ptr(), floor_of(affine.relu))
     structure.kept = scale, shift
     return structure
 
 
 def _norm_gradient(norm: NormGradient) -> _NormGradient:
-    affine, factors = _affine(norm.affine), tuple(map(_vector, norm[1:]))
+    affine, factors = _affine(norm.affine), tuple(map(vector_of, norm[1:]))
     structure = _NormGradient(affine, *(factor.data_ptr() for factor in factors))
     structure.kept = affine, factors
     return structure
@@ -224,23 +180,23 @@ def _branch(branch: Branch, x: Tensor) -> _Branch:
         taps, before, shift, relu = branch.depthwise
         # No taps at all is how the kernel knows a plain product; no tap inside the map is something else.
         depthwise = _depthwise(taps if taps.dy else _NOWHERE, before, shift, relu)
-    bias = None if branch.bias is None else _vector(branch.bias)
+    bias = None if branch.bias is None else vector_of(branch.bias)
     out = _NO_MAP if branch.out is None else _output(branch.out, (x.shape[0], branch.filters, *x.shape[2:]), x.dtype)
     weight, projection = branch.weight, branch.projection
     assert weight.is_contiguous()
     assert weight.dtype is torch.float32 or weight.dtype is x.dtype
     assert projection is None or (projection.is_contiguous() and projection.dtype is weight.dtype)
     structure = _Branch(
-        *(depthwise, weight.data_ptr(), branch.filters, _address(bias), _floor(branch.relu), out),
-        _address(projection),
+        *(depthwise, weight.data_ptr(), branch.filters, address_of(bias), floor_of(branch.relu), out),
+        address_of(projection),
     )
     structure.kept = depthwise, bias, weight, projection
     return structure
 
 
-def _output(tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, matrix: bool = False) -> _Map:
+def _output(tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, matrix: bool = False) -> Map:
     """A map that a kernel writes: where it is, since the executor reads it there."""
-    view = _map(tensor)
+    view = map_of(tensor)
     assert tensor.shape == shape
     assert tensor.dtype is dtype
     assert view.stride_c == 1
@@ -276,6 +232,7 @@ class NativePrimitives:
     """
 
     finds_taps = True
+    grouped_channels = GROUPED_CHANNELS  # a block of a wider map does not stay in the cache
 
     def __init__(self, library: ctypes.CDLL) -> None:
         _declare(library)
@@ -298,7 +255,7 @@ class NativePrimitives:
     def _call(self, name: str, *arguments: Any) -> None:
         """A kernel now, or noted with all that its arguments point to; tensors go as their addresses."""
         kernel = getattr(self._library, name)
-        plain = tuple(_address(given) if isinstance(given, Tensor) else given for given in arguments)
+        plain = tuple(address_of(given) if isinstance(given, Tensor) else given for given in arguments)
         if self._noted is None:
             kernel(*plain, torch.get_num_threads())
         else:
@@ -322,7 +279,7 @@ class NativePrimitives:
         assert source.shape == out.shape
         assert source.dtype is out.dtype
         if out.numel():
-            self._call("dpc_copy", _map(source), _map(out))
+            self._call("dpc_copy", map_of(source), map_of(out))
 
     def evaluate(self, x: Tensor, branches: list[Branch], projection: Projection | None) -> None:
         if x.shape[0] == 0:
@@ -356,7 +313,7 @@ class NativePrimitives:
             return Moments(*_zeros(filters)) if moments else None
         p = _output(out, (n, filters, h, w), x.dtype, matrix=True)
         mean, variance = _vectors(filters) if moments else (None, None)
-        self._call("dpc_pointwise", self._matrix(x), _affine(before), _vector(weight), p, mean, variance)
+        self._call("dpc_pointwise", self._matrix(x), _affine(before), vector_of(weight), p, mean, variance)
         return None if mean is None or variance is None else Moments(mean, variance)
 
     def normalisation(
@@ -364,16 +321,16 @@ class NativePrimitives:
     ) -> tuple[Tensor, Tensor, Tensor]:
         channels = moments.mean.shape[0]
         inverse, scale, shift = _flat(3, channels)
-        given = (_vector(vector) for vector in (moments.mean, moments.variance, weight, bias))
-        self._call("dpc_normalisation", channels, *given, epsilon, single, inverse, scale, shift)
+        vectors = (vector_of(given) for given in (moments.mean, moments.variance, weight, bias))
+        self._call("dpc_normalisation", channels, *vectors, epsilon, single, inverse, scale, shift)
         return inverse, scale, shift
 
     def normalisation_gradient(
         self, scale: Tensor, inverse: Tensor, sums: tuple[Tensor, Tensor], count: int
     ) -> tuple[Tensor, Tensor]:
         b, c = _flat(2, scale.shape[0])
-        given = (_vector(vector) for vector in (scale, inverse, *sums))
-        self._call("dpc_normalisation_gradient", scale.shape[0], *given, count, b, c)
+        vectors = (vector_of(given) for given in (scale, inverse, *sums))
+        self._call("dpc_normalisation_gradient", scale.shape[0], *vectors, count, b, c)
         return b, c
 
     def affine(self, x: Tensor, affine: Affine, out: Tensor) -> None:
@@ -388,7 +345,7 @@ class NativePrimitives:
             return _zeros(x.shape[1])
         one, two = self._incoming(gradients, x)
         sums = _vectors(x.shape[1])
-        given = (one, two, self._matrix(x), _affine(affine), _vector(mean), _vector(inverse))
+        given = (one, two, self._matrix(x), _affine(affine), vector_of(mean), vector_of(inverse))
         self._call("dpc_gradient_sums", *given, *sums)
         return sums
 
@@ -411,20 +368,20 @@ class NativePrimitives:
             return _flat(filters, depth).zero_(), None if statistics is None else _zeros(depth)
         one, two = self._incoming(gradients, p)
         target = None if dx is None else _output(dx, x.shape, x.dtype, matrix=True)
-        of_x = (None, None) if statistics is None else (_vector(statistics[0]), _vector(statistics[1]))
+        of_x = (None, None) if statistics is None else (vector_of(statistics[0]), vector_of(statistics[1]))
         sums = None if statistics is None else _vectors(depth)
         dw = _flat(filters, depth)
         self._call(
             "dpc_pointwise_backward",
             *(one, two, self._matrix(p), _norm_gradient(norm), self._matrix(x), _affine(before)),
-            *(_vector(weight), target, add, dw, *of_x, *(sums or (None, None))),
+            *(vector_of(weight), target, add, dw, *of_x, *(sums or (None, None))),
         )
         return dw, sums
 
     def affine_backward(self, g: Tensor, x: Tensor, a: Tensor, b: Tensor, mean: Tensor, c: Tensor) -> None:
         if x.shape[0]:
             target = _output(g, x.shape, x.dtype, matrix=True)
-            self._call("dpc_affine_backward", target, self._matrix(x), *map(_vector, (a, b, mean, c)))
+            self._call("dpc_affine_backward", target, self._matrix(x), *map(vector_of, (a, b, mean, c)))
 
     def depthwise_backward(
         self, g: Tensor, x: Tensor | None, weight: Tensor | None, taps: Taps, dx: Tensor | None, add: bool
@@ -447,7 +404,7 @@ class NativePrimitives:
     def pool(self, x: Tensor, grid: tuple[int, int]) -> Tensor:
         means = _empty(x.shape[0], x.shape[1], grid, torch.float32)
         if x.shape[0]:
-            self._call("dpc_pool", self._input(x), _map(means))
+            self._call("dpc_pool", self._input(x), map_of(means))
         return means
 
     def pool_backward(self, g: Tensor, dx: Tensor, add: bool) -> None:
@@ -467,25 +424,25 @@ class NativePrimitives:
         result = _empty(n, c, size, torch.float32)
         if n:
             one, two = self._incoming(gradients, gradients[0])
-            self._call("dpc_resize_backward", one, two, _map(result), align_corners)
+            self._call("dpc_resize_backward", one, two, map_of(result), align_corners)
         return result
 
-    def _input(self, tensor: Tensor) -> _Map:
+    def _input(self, tensor: Tensor) -> Map:
         """A map whose channels lie side by side: the tensor, or a copy of it."""
-        view = _map(tensor)
+        view = map_of(tensor)
         return view if view.stride_c == 1 else self._copied(view)
 
-    def _matrix(self, tensor: Tensor) -> _Map:
+    def _matrix(self, tensor: Tensor) -> Map:
         """A map whose channels lie side by side and whose positions are evenly apart: the tensor, or a copy of it."""
-        view = _map(tensor)
+        view = map_of(tensor)
         return view if view.stride_c == 1 and _is_matrix(view) else self._copied(view)
 
-    def _copied(self, view: _Map) -> _Map:
-        target = _map(torch.empty_like(view.kept, memory_format=torch.channels_last))
+    def _copied(self, view: Map) -> Map:
+        target = map_of(torch.empty_like(view.kept, memory_format=torch.channels_last))
         self._call("dpc_copy", view, target)
         return target
 
-    def _incoming(self, gradients: tuple[Tensor, ...], like: Tensor) -> tuple[_Map, _Map | None]:
+    def _incoming(self, gradients: tuple[Tensor, ...], like: Tensor) -> tuple[Map, Map | None]:
         """One or two gradients, which autograd hands over in any strides."""
         assert all(g.shape == like.shape and g.dtype is like.dtype for g in gradients)
         one, *others = map(self._matrix, gradients)
@@ -493,18 +450,18 @@ class NativePrimitives:
         return one, others[0] if others else None
 
     def _projection(self, projection: Projection, x: Tensor) -> _Projection:
-        filters, bias = projection.filters, _vector(projection.bias)
+        filters, bias = projection.filters, vector_of(projection.bias)
         shape = x.shape[0], filters, *x.shape[2:]
-        out = _map(projection.out)
+        out = map_of(projection.out)
         assert projection.out.shape == shape
         assert projection.out.dtype is x.dtype
         total = _NO_MAP if projection.sum is None else _output(projection.sum, shape, torch.float32)
         assert projection.sum is not None or (projection.first and projection.last)
         grids = [self._input(grid) for grid in projection.grids]
         assert all(grid.kept.dtype is torch.float32 for grid in grids)
-        array = (_Map * len(grids))(*grids)
+        array = (Map * len(grids))(*grids)
         structure = _Projection(
-            *(filters, bias.data_ptr(), _floor(projection.relu)),
+            *(filters, bias.data_ptr(), floor_of(projection.relu)),
             *(projection.first, projection.last, total, out),
             *(len(grids), ctypes.addressof(array), projection.align_corners),
         )

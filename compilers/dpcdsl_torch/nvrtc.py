@@ -22,7 +22,7 @@ from dpcdsl_torch.build import KERNELS
 from dpcdsl_torch.cache import content, obtain, seal, temporary, why
 from dpcdsl_torch.cache import folder as cache_folder
 
-__all__ = ["SOURCES", "Cubin", "Kernel", "compile_source"]
+__all__ = ["SOURCES", "Cubin", "Kernel", "architectures", "compile_source"]
 
 #: The folder of the sources.
 SOURCES = KERNELS / "cuda"
@@ -98,6 +98,13 @@ def compile_source(name: str, architecture: str, cache: Path | None = None) -> C
             ) from None
     image, _, kernels = body.rstrip(b"\n").rpartition(b"\n")
     return Cubin(image, architecture, tuple(Kernel(**kernel) for kernel in json.loads(kernels)), built)
+
+
+def architectures() -> tuple[int, ...]:
+    """Those that NVRTC compiles for: 90 is sm_90. Raises :class:`DpcError` (DPC080) where there is no NVRTC."""
+    nvrtc, _ = _nvrtc()
+    count = _checked(nvrtc, nvrtc.nvrtcGetNumSupportedArchs())
+    return tuple(_checked(nvrtc, nvrtc.nvrtcGetSupportedArchs())[:count])
 
 
 def _nvrtc() -> tuple[ModuleType, Path]:

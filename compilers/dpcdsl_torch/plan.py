@@ -33,7 +33,7 @@ __all__ = [
     "training_plan",
 ]
 
-#: Channels of a map that several branches read in one pass: a block of a wider one does not stay in the cache.
+#: Channels of the widest map that several branches read in one pass, on the CPU.
 GROUPED_CHANNELS = 512
 
 
@@ -64,17 +64,20 @@ class Plan:
 
 
 @lru_cache(maxsize=256)
-def evaluation(task: Task, size: Size | None = None) -> Plan:
-    """How the task is run in evaluation mode. ``size`` of F is only shown: it tells which taps are dropped."""
-    steps = _Evaluation(task).run()
+def evaluation(task: Task, size: Size | None = None, grouped_channels: int = GROUPED_CHANNELS) -> Plan:
+    """How the task is run in evaluation mode. ``size`` of F is only shown: it tells which taps are dropped.
+
+    grouped_channels: of the widest map that several branches read in one pass; a GPU's is wider than the CPU's.
+    """
+    steps = _Evaluation(task, grouped_channels).run()
     return Plan(task, "evaluation", steps, _released(task, steps), size)
 
 
 class _Evaluation:
     """Decides the steps of an evaluation, branch by branch."""
 
-    def __init__(self, task: Task) -> None:
-        self.task = task
+    def __init__(self, task: Task, grouped_channels: int) -> None:
+        self.task, self.grouped_channels = task, grouped_channels
         self.splits = task.splits
         self.early = self.splits and task.does("early_projection")
         # Scale and shift as a pass of their own leave nothing to apply before a product leaves the cache.
@@ -93,7 +96,7 @@ class _Evaluation:
             if form.grid is not None:
                 self._pooled(number, form, form.grid)
             elif self._fuses(form):
-                if self.task.does("group") and form.in_channels <= GROUPED_CHANNELS:
+                if self.task.does("group") and form.in_channels <= self.grouped_channels:
                     done = [n for n in waiting if self._joins(self.task.branches[n - 1], form.input)]
                 self._together(done, form.input)
             else:

@@ -1,8 +1,8 @@
 """What a device must be able to do for a plan to run on it: a handful of passes over maps.
 
-Two implementations: :mod:`dpcdsl_torch.native` (C++ on the CPU) and :mod:`dpcdsl_torch.aten` (any device, any floating
-type, by torch's own operators). They follow the same formulas, so that what holds of the one in double precision holds
-of the other.
+Three implementations: :mod:`dpcdsl_torch.native` (C++ on the CPU), :mod:`dpcdsl_torch.cuda` (CUDA C++ on a GPU) and
+:mod:`dpcdsl_torch.aten` (any device, any floating type, by torch's own operators). They follow the same formulas, so
+that what holds of the one in double precision holds of the others.
 
 Maps are tensors [N, C, H, W] whose channels lie side by side (``stride(1) == 1``: channels_last, or a range of channels
 of such a map), unless it says otherwise. Vectors have one fp32 (fp64 for fp64 maps) value a channel.
@@ -103,6 +103,10 @@ class Primitives(Protocol):
     @property
     def finds_taps(self) -> bool:
         """Whether a depthwise convolution leaves out taps outside the map by itself, at no cost."""
+
+    @property
+    def grouped_channels(self) -> int:
+        """Channels of the widest map that several branches are to read in one pass (one call of ``evaluate``)."""
 
     def deferred(self) -> Primitives:
         """The same passes, which need not run before :meth:`flush`: they may be noted, and run one after the other.

@@ -32,7 +32,7 @@ FUSIONS: dict[str, str] = {
     "epilogue": "bias and ReLU are applied to a product before it leaves the cache",
     "depthwise": "a depthwise convolution feeds the product block by block, and is never a map",
     "concatenation": "branches write their channels of the concatenation in place",
-    "group": "branches that read the same map of up to 512 channels are computed in one pass over it",
+    "group": "branches that read the same map (on the CPU, of up to 512 channels) are computed in one pass over it",
     "split_projection": "each branch adds its part of the projection, and the concatenation is never a map",
     "early_projection": "a pooled branch is projected at its grid's size, before it is resized",
     "taps": "taps that see only padding at the map's size are dropped",

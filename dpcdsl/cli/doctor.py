@@ -75,7 +75,7 @@ def _torch() -> dict[str, str]:
     probe = (
         "import json, torch; a = torch.cuda.is_available();"
         "print(torch.get_num_threads(), torch.cuda.get_device_name(0) if a else 'none', sep='\\n');"
-        "from dpcdsl_torch import build; print(json.dumps(build.status()))"
+        "from dpcdsl_torch import build, launch; print(json.dumps(build.status() | launch.status()))"
     )
     # In a process of its own: a broken installation must not take the report with it.
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch_subjects import NAMES, Subject
+from torch_subjects import subject as make_subject
 
 from dpcdsl.cell import Cell
 from dpcdsl.operators import Operator
@@ -82,6 +84,15 @@ def read_golden(name: str) -> Golden:
 def golden(request: pytest.FixtureRequest) -> Golden:
     """The case whose name the test is parametrised with (``indirect=True``)."""
     return read_golden(request.param)
+
+
+@pytest.fixture(scope="session", params=NAMES)
+def subject(
+    request: pytest.FixtureRequest, needs: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory
+) -> Subject:
+    """Every test that takes it is run for each implementation of the passes."""
+    # The parent of this process's folder: the other test processes have theirs there too.
+    return make_subject(request.param, tmp_path_factory.getbasetemp().parent / "kernels", needs("g++"))
 
 
 @pytest.fixture

@@ -1,62 +1,85 @@
-// The CUDA kernels as a library of the CPU: launch_KIND(kernel, grid, block, arguments), maps and taps by address.
+// The CUDA kernels as a library of the CPU that stands in for the CUDA driver: a launch takes the same arguments.
 #include "cuda_on_cpu.h"
 
+#include <cmath>
+
 #include "depthwise.cu"
+#include "grids.cu"
 #include "normalise.cu"
+#include "outer.cu"
+#include "product.cu"
 
 namespace {
 
-template <class... Parameters, class... Given>
-void run(void (*kernel)(Parameters...), const unsigned* grid, const unsigned* block, const Given&... given) {
-  launch({grid[0], grid[1], grid[2]}, {block[0], block[1], block[2]}, [=] { kernel(given...); });
+template <class... Parameters, size_t... index>
+void call(void (*kernel)(Parameters...), void** given, dim3 grid, dim3 block, std::index_sequence<index...>) {
+  emulator::launch(grid, block, [=] { kernel(*static_cast<std::remove_reference_t<Parameters>*>(given[index])...); });
 }
+
+template <auto kernel, class... Parameters>
+void call_with(void (*)(Parameters...), void** given, dim3 grid, dim3 block) {
+  call(kernel, given, grid, block, std::index_sequence_for<Parameters...>());
+}
+
+template <auto kernel>
+void run(void** given, dim3 grid, dim3 block) {
+  call_with<kernel>(kernel, given, grid, block);
+}
+
+struct Function {
+  const char* name;
+  void (*run)(void**, dim3, dim3);
+};
+
+#define ONE(name) {#name, run<name>},
+#define TYPES(name) ONE(name##_fp32) ONE(name##_bf16) ONE(name##_fp16)
+#define VECTORS(name) \
+  ONE(name##_fp32_4) ONE(name##_fp32_1) ONE(name##_bf16_8) ONE(name##_bf16_1) ONE(name##_fp16_8) ONE(name##_fp16_1)
+#define COLUMNS(name) ONE(name##_128) ONE(name##_256)
+
+const Function kFunctions[] = {
+    VECTORS(dpc_depthwise) VECTORS(dpc_depthwise_moments) VECTORS(dpc_depthwise_weight) VECTORS(dpc_gather)
+    VECTORS(dpc_spread) VECTORS(dpc_moments) VECTORS(dpc_affine) VECTORS(dpc_gradient_sums) VECTORS(dpc_norm_gradient)
+    VECTORS(dpc_affine_backward) TYPES(dpc_add_up) ONE(dpc_total) ONE(dpc_moments_total) ONE(dpc_normalisation)
+    ONE(dpc_normalisation_gradient) COLUMNS(dpc_product_fp32) COLUMNS(dpc_product_tf32) COLUMNS(dpc_product_bf16)
+    COLUMNS(dpc_product_fp16)
+    TYPES(dpc_outer) ONE(dpc_outer_tf32)};
 
 }  // namespace
 
 extern "C" {
 
-typedef const unsigned* Sizes;
+const char* kernel_name(unsigned i) { return i < sizeof kFunctions / sizeof *kFunctions ? kFunctions[i].name : nullptr; }
 
-void launch_depthwise(decltype(dpc_depthwise_fp32_1)* kernel, Sizes grid, Sizes block, const Map* x, const Map* y,
-                      const TapList* taps, const float* weight, const float* bias, float floor, int add) {
-  run(kernel, grid, block, *x, *y, *taps, weight, bias, floor, add);
+int cuModuleLoadData(void** module, const void* image) {
+  *module = const_cast<void*>(image);
+  return 0;
 }
 
-void launch_depthwise_weight(decltype(dpc_depthwise_weight_fp32_1)* kernel, Sizes grid, Sizes block, const Map* g,
-                             const Map* x, const TapList* taps, int share, float* partial) {
-  run(kernel, grid, block, *g, *x, *taps, share, partial);
+int cuModuleGetFunction(const Function** function, void*, const char* name) {
+  for (const Function& one : kFunctions)
+    if (std::strcmp(one.name, name) == 0) {
+      *function = &one;
+      return 0;
+    }
+  return 500;  // CUDA_ERROR_NOT_FOUND
 }
 
-void launch_moments(decltype(dpc_moments_fp32_1)* kernel, Sizes grid, Sizes block, const Map* x, int share, double* mean,
-                    double* deviations) {
-  run(kernel, grid, block, *x, share, mean, deviations);
+int cuFuncSetAttribute(const Function*, int attribute, int bytes) {
+  return attribute == 8 && size_t(bytes) <= emulator::kShared ? 0 : 1;
 }
 
-void launch_affine(decltype(dpc_affine_fp32_1)* kernel, Sizes grid, Sizes block, const Map* x, const float* scale,
-                   const float* shift, float floor, const Map* y) {
-  run(kernel, grid, block, *x, scale, shift, floor, *y);
+int cuLaunchKernel(const Function* function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
+                   unsigned block_y, unsigned block_z, unsigned shared, void*, void** given, void**) {
+  if (grid_x == 0 || grid_y == 0 || grid_z == 0 || grid_y > 65535 || grid_z > 65535) return 1;
+  if (shared > emulator::kShared) return 1;
+  function->run(given, {grid_x, grid_y, grid_z}, {block_x, block_y, block_z});
+  return 0;
 }
 
-void launch_gradient_sums(decltype(dpc_gradient_sums_fp32_1)* kernel, Sizes grid, Sizes block, const Map* one,
-                          const Map* two, const Map* x, const float* scale, const float* shift, float floor,
-                          const float* mean, const float* inverse, int share, float* partial) {
-  run(kernel, grid, block, *one, two ? *two : Map{}, *x, scale, shift, floor, mean, inverse, share, partial);
-}
-
-void launch_affine_backward(decltype(dpc_affine_backward_fp32_1)* kernel, Sizes grid, Sizes block, const Map* g,
-                            const Map* x, const float* a, const float* b, const float* mean, const float* constant) {
-  run(kernel, grid, block, *g, *x, a, b, mean, constant);
-}
-
-void launch_total(decltype(dpc_total)* kernel, Sizes grid, Sizes block, const float* partial, int blocks, int64_t values,
-                  float* total) {
-  run(kernel, grid, block, partial, blocks, values, total);
-}
-
-void launch_moments_total(decltype(dpc_moments_total)* kernel, Sizes grid, Sizes block, const double* mean,
-                          const double* deviations, int share, int64_t count, int64_t channels, float* to_mean,
-                          float* to_variance) {
-  run(kernel, grid, block, mean, deviations, share, count, channels, to_mean, to_variance);
+int cuGetErrorString(int error, const char** text) {
+  *text = error == 500 ? "named symbol not found" : "invalid argument";
+  return 0;
 }
 
 }  // extern "C"

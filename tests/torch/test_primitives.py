@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch_subjects import Subject, fp32_multiplied
 
 from dpcdsl_torch import build, native
 from dpcdsl_torch.aten import AtenPrimitives
@@ -39,6 +40,12 @@ def kernels() -> NativePrimitives:
     if found is None:
         pytest.skip(str(build.load()))
     return found
+
+
+@pytest.fixture(autouse=True)
+def _in_full() -> Iterator[None]:
+    with fp32_multiplied("ieee"):
+        yield
 
 
 @contextmanager
@@ -123,7 +130,7 @@ class Draws:
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> Case:
+def cases(draw: st.DrawFn, dtypes: tuple[torch.dtype, ...]) -> Case:
     channels = st.sampled_from([1, 2, 15, 16, 31, 32, 33, 64, 70]) | st.integers(1, 70)
     rates = st.integers(1, 21)
     return Case(
@@ -134,7 +141,7 @@ def cases(draw: st.DrawFn) -> Case:
         w=draw(st.integers(1, 20)),
         kernel=draw(st.sampled_from([(3, 3), (1, 1), (5, 5), (2, 2), (1, 3)])),
         rate=(draw(rates), draw(rates)),
-        dtype=draw(st.sampled_from([torch.float32, torch.bfloat16])),
+        dtype=draw(st.sampled_from(dtypes)),
         sliced=draw(st.booleans()),
         add=draw(st.booleans()),
         relu=draw(st.booleans()),
@@ -165,7 +172,7 @@ def assert_close(found: Any, expected: Any, dtype: torch.dtype) -> None:
     """To a share of the largest value; NaN and infinity where they are expected, and nowhere else."""
     for one, other in zip(flattened(found), flattened(expected), strict=True):
         assert one.shape == other.shape
-        one, other = one.double(), other.double()  # noqa: PLW2901
+        one, other = one.cpu().double(), other.double()  # noqa: PLW2901
         usual = other.isfinite()
         assert torch.equal(one.isfinite(), usual)
         torch.testing.assert_close(one[~usual], other[~usual], equal_nan=True)
@@ -296,11 +303,11 @@ PASSES: dict[str, Pass] = {
 }
 
 
-def differential(kernels: NativePrimitives, run: Pass, case: Case) -> None:
+def differential(subject: Subject, run: Pass, case: Case) -> None:
     expected, expected_outs = run(ATEN, case.draws(), exact)
     with threads(case.threads):
-        found, outs = run(kernels, case.draws(), lambda value: value)
-        again, outs_again = run(kernels, case.draws(), lambda value: value)
+        found, outs = run(subject.primitives, case.draws(), subject.cast)
+        again, outs_again = run(subject.primitives, case.draws(), subject.cast)
     assert_close(found, expected, case.dtype)
     assert_close(outs, expected_outs, case.dtype)
     assert_margins(case, *outs)
@@ -309,11 +316,11 @@ def differential(kernels: NativePrimitives, run: Pass, case: Case) -> None:
 
 
 @pytest.mark.parametrize("name", PASSES)
-def test_native_is_aten_in_double_precision(kernels: NativePrimitives, name: str) -> None:
-    @few
-    @given(case=cases())
+def test_it_is_aten_in_double_precision(subject: Subject, name: str) -> None:
+    @settings(max_examples=subject.examples)
+    @given(case=cases(subject.dtypes))
     def check(case: Case) -> None:
-        differential(kernels, PASSES[name], case)
+        differential(subject, PASSES[name], case)
 
     check()
 
@@ -321,9 +328,9 @@ def test_native_is_aten_in_double_precision(kernels: NativePrimitives, name: str
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("c", "filters"), [(320, 40), (352, 40), (500, 33), (641, 3), (700, 70)])
 @pytest.mark.parametrize("name", ["evaluate", "pointwise", "pointwise_backward", "depthwise"])
-def test_many_channels(kernels: NativePrimitives, name: str, c: int, filters: int, dtype: torch.dtype) -> None:
+def test_many_channels(subject: Subject, name: str, c: int, filters: int, dtype: torch.dtype) -> None:
     """They are taken in chunks, and filters in tiles."""
-    differential(kernels, PASSES[name], Case(c=c, filters=filters, dtype=dtype))
+    differential(subject, PASSES[name], Case(c=c, filters=filters, dtype=dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -337,7 +344,7 @@ def test_many_channels(kernels: NativePrimitives, name: str, c: int, filters: in
     ],
 )
 def test_many_channels_and_positions(
-    kernels: NativePrimitives,
+    subject: Subject,
     h: int,
     w: int,
     kernel: tuple[int, int],
@@ -345,24 +352,24 @@ def test_many_channels_and_positions(
     dtype: torch.dtype,
 ) -> None:
     case = Case(n=1, c=384, filters=9, h=h, w=w, kernel=kernel, rate=rate, dtype=dtype, threads=2)
-    differential(kernels, PASSES["evaluate"], case)
+    differential(subject, PASSES["evaluate"], case)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", PASSES)
-def test_many_positions(kernels: NativePrimitives, name: str, dtype: torch.dtype, threads: int) -> None:
+def test_many_positions(subject: Subject, name: str, dtype: torch.dtype, threads: int) -> None:
     """Several blocks a thread, of which the last is not full."""
-    differential(kernels, PASSES[name], Case(n=1, c=20, filters=35, h=29, w=31, dtype=dtype, threads=threads))
+    differential(subject, PASSES[name], Case(n=1, c=20, filters=35, h=29, w=31, dtype=dtype, threads=threads))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", PASSES)
-def test_what_is_deferred_runs_at_the_flush(kernels: NativePrimitives, name: str, dtype: torch.dtype) -> None:
+def test_what_is_deferred_runs_at_the_flush(subject: Subject, name: str, dtype: torch.dtype) -> None:
     case = Case(dtype=dtype, two=True, affine=True)
-    expected = PASSES[name](kernels, case.draws(), lambda value: value)
-    deferred = kernels.deferred()
-    found = PASSES[name](deferred, case.draws(), lambda value: value)
+    expected = PASSES[name](subject.primitives, case.draws(), subject.cast)
+    deferred = subject.primitives.deferred()
+    found = PASSES[name](deferred, case.draws(), subject.cast)
     gc.collect()  # what is noted keeps all that it needs
     deferred.flush()
     for one, other in zip(flattened(found), flattened(expected), strict=True):
@@ -373,15 +380,24 @@ def test_what_is_deferred_runs_at_the_flush(kernels: NativePrimitives, name: str
     assert not any(tensor.any() for tensor in flattened(found))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["evaluate", "pointwise", "pointwise_backward"])
+def test_many_filters(subject: Subject, name: str, dtype: torch.dtype) -> None:
+    """A block on a GPU has 256 of them where there are enough positions."""
+    case = Case(n=1, c=40, filters=264, h=21, w=20, dtype=dtype, affine=False, add=False, sliced=False)
+    differential(subject, PASSES[name], case)
+    differential(subject, PASSES[name], replace(case, c=41, filters=301, affine=True, add=True, sliced=True))
+
+
 @pytest.mark.parametrize("name", ["evaluate", "pointwise_backward"])
-def test_rows_that_would_be_pages(kernels: NativePrimitives, name: str) -> None:
-    differential(kernels, PASSES[name], Case(n=1, c=40, filters=1024, h=3, w=3))
+def test_rows_that_would_be_pages(subject: Subject, name: str) -> None:
+    differential(subject, PASSES[name], Case(n=1, c=40, filters=1024, h=3, w=3))
 
 
 @pytest.mark.parametrize("taps", [Taps((), ()), Taps((30,), (0,)), kernel_taps((2, 2), (40, 40))])
-def test_taps_that_are_never_inside(kernels: NativePrimitives, taps: Taps) -> None:
+def test_taps_that_are_never_inside(subject: Subject, taps: Taps) -> None:
     for name in ("evaluate", "depthwise", "depthwise_backward"):
-        differential(kernels, PASSES[name], Case(others=taps))
+        differential(subject, PASSES[name], Case(others=taps))
 
 
 # NaN and infinity
@@ -391,7 +407,7 @@ def test_taps_that_are_never_inside(kernels: NativePrimitives, taps: Taps) -> No
 @pytest.mark.parametrize("name", [name for name in PASSES if name != "resizes"])
 @pytest.mark.parametrize("affine", [False, True])
 def test_nan_and_infinity_go_where_torch_lets_them(
-    kernels: NativePrimitives, name: str, affine: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    subject: Subject, name: str, affine: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usual = Draws.map
 
@@ -405,34 +421,35 @@ def test_nan_and_infinity_go_where_torch_lets_them(
     monkeypatch.setattr(Draws, "map", unusual)
     case = Case(c=19, filters=35, dtype=dtype, affine=affine)
     expected, expected_outs = PASSES[name](ATEN, case.draws(), exact)
-    found, outs = PASSES[name](kernels, case.draws(), lambda value: value)
+    found, outs = PASSES[name](subject.primitives, case.draws(), subject.cast)
     assert_close(outs, expected_outs, dtype)
     if isinstance(found, Moments):  # how a mean of infinity deviates depends on how it is computed
-        assert torch.equal(found.variance.isfinite(), expected.variance.isfinite())
+        assert torch.equal(found.variance.cpu().isfinite(), expected.variance.isfinite())
     else:
         for one, other in zip(flattened(found), flattened(expected), strict=True):
-            assert torch.equal(one.isfinite(), other.isfinite())
+            assert torch.equal(one.cpu().isfinite(), other.isfinite())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", PASSES)
 def test_what_an_earlier_pass_left_is_not_read(
-    kernels: NativePrimitives, name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    subject: Subject, name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Kernels keep their memory, and what is multiplied by a padding of zeros must not be NaN."""
     usual = Draws.map
     case = Case(c=37, filters=37, dtype=dtype)
     monkeypatch.setattr(Draws, "map", lambda *arguments: usual(*arguments).fill_(float("nan")))
     for poison in (evaluate, pointwise, pointwise_backward, depthwise_backward):
-        poison(kernels, replace(case, c=96, filters=96).draws(), lambda value: value)
+        poison(subject.primitives, replace(case, c=96, filters=96).draws(), subject.cast)
     monkeypatch.undo()
-    differential(kernels, PASSES[name], case)
+    differential(subject, PASSES[name], case)
 
 
-def test_no_gradient_at_zero(kernels: NativePrimitives) -> None:
-    x = torch.tensor([0.0, -1.0, 1.0]).reshape(1, 1, 1, 3)
-    one, zero, affine = torch.ones(1), torch.zeros(1), Affine(torch.ones(1), torch.zeros(1), True)
-    for primitives in (kernels, ATEN):
+def test_no_gradient_at_zero(subject: Subject) -> None:
+    for primitives, cast in ((subject.primitives, subject.cast), (ATEN, lambda value: value)):
+        x = cast(torch.tensor([0.0, -1.0, 1.0]).reshape(1, 1, 1, 3))
+        one, zero = cast((torch.ones(1), torch.zeros(1)))
+        affine = Affine(one, zero, True)
         plain, _ = primitives.gradient_sums((torch.ones_like(x),), x, affine, zero, one)
         assert plain.item() == 1
         dx = torch.empty_like(x)
@@ -464,7 +481,7 @@ def spread(tensor: Tensor, how: str) -> Tensor:
 @pytest.mark.parametrize("size", [(1, 1), (1, 5), (5, 1), (4, 6)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_inputs_of_any_strides(
-    kernels: NativePrimitives, how: str, size: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    subject: Subject, how: str, size: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What a pass only reads may lie anyhow; the first maps that a pass draws here are read only."""
     reading = {"evaluate": 1, "depthwise": 1, "pointwise": 1, "affine": 1, "gradient_sums": 3}
@@ -483,16 +500,16 @@ def test_inputs_of_any_strides(
         monkeypatch.setattr(Draws, "map", strided)
         expected = PASSES[name](ATEN, case.draws(), exact)
         drawn = 0
-        assert_close(PASSES[name](kernels, case.draws(), lambda value: value), expected, dtype)
+        assert_close(PASSES[name](subject.primitives, case.draws(), subject.cast), expected, dtype)
 
 
 @pytest.mark.parametrize("name", ["evaluate", "depthwise_backward", "pools", "resizes"])
-def test_windows_of_maps(kernels: NativePrimitives, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_windows_of_maps(subject: Subject, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Inputs and outputs whose rows have gaps between them."""
     usual = Draws.map
     monkeypatch.setattr(Draws, "map", lambda *arguments: spread(usual(*arguments), "cropped"))
     case = Case(sliced=False)
-    _, outs = found = PASSES[name](kernels, case.draws(), lambda value: value)
+    _, outs = found = PASSES[name](subject.primitives, case.draws(), subject.cast)
     assert_close(found, PASSES[name](ATEN, case.draws(), exact), case.dtype)
     for out in outs:
         assert out._base is not None
@@ -500,10 +517,10 @@ def test_windows_of_maps(kernels: NativePrimitives, name: str, monkeypatch: pyte
         assert (out._base[..., (0, -2, -1)] == MARGIN).all()
 
 
-def test_affine_in_place(kernels: NativePrimitives) -> None:
-    for primitives in (kernels, ATEN):
+def test_affine_in_place(subject: Subject) -> None:
+    for primitives, cast in ((subject.primitives, subject.cast), (ATEN, lambda value: value)):
         draws = Case(sliced=False).draws()
-        x, affine = draws.map(33), draws.affine(33)
+        x, affine = cast(draws.map(33)), cast(draws.affine(33))
         expected = (x * affine.scale[:, None, None] + affine.shift[:, None, None]).relu()
         primitives.affine(x, affine, x)
         torch.testing.assert_close(x, expected)
@@ -511,15 +528,16 @@ def test_affine_in_place(kernels: NativePrimitives) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("how", ["nchw", "cropped", "transposed", "channels_last"])
-def test_copy(kernels: NativePrimitives, how: str, dtype: torch.dtype) -> None:
+def test_copy(subject: Subject, how: str, dtype: torch.dtype) -> None:
     for shape in ((2, 70, 9, 8), (1, 1, 1, 1), (3, 64, 1, 5), (0, 3, 2, 2), (2, 3, 13, 11)):
         numbers = torch.randn(shape).to(dtype)
         for source in (spread(numbers, "cropped"), numbers, numbers.contiguous(memory_format=torch.channels_last)):
             out = torch.zeros(shape, dtype=dtype).contiguous(memory_format=torch.channels_last)
             out = out if how == "channels_last" else spread(out, how)
-            for primitives in (kernels, ATEN):
-                primitives.copy(source, out.zero_())
-                assert torch.equal(out, numbers)
+            for primitives, cast in ((subject.primitives, subject.cast), (ATEN, lambda value: value)):
+                target = cast(out).zero_()
+                primitives.copy(cast(source), target)
+                assert torch.equal(target.cpu(), numbers)
 
 
 # The projection
@@ -541,8 +559,7 @@ class Split:
         bias, shape = cast(draws.numbers(self.projection)), (case.n, self.projection, case.h, case.w)
         out = cast(draws.map(self.projection))
         out = out.contiguous() if self.nchw else out
-        wide = torch.float64 if out.dtype is torch.float64 else torch.float32
-        total = torch.full(shape, float("nan"), dtype=wide).contiguous(memory_format=torch.channels_last)
+        total = cast(torch.full(shape, float("nan")).contiguous(memory_format=torch.channels_last))
         outs = []
         for number, count in enumerate(self.calls):
             x, branches = cast(draws.map(case.c)), []
@@ -575,34 +592,52 @@ class Split:
         return (out, *outs)
 
 
-@few
-@given(data=st.data(), case=cases())
-def test_projection(data: st.DataObject, case: Case) -> None:
-    kernels = native.primitives()
-    if kernels is None:
-        pytest.skip(str(build.load()))
-    grid = st.tuples(st.integers(1, 6), st.integers(1, 6))
-    split = Split(
-        replace(case, w=min(case.w, 12)),
-        data.draw(st.lists(st.integers(0, 3), min_size=1, max_size=3).map(tuple)),
-        data.draw(st.sampled_from([1, 7, 16, 33, 64])),
-        data.draw(st.lists(grid, max_size=2).map(tuple)),
-        data.draw(st.booleans()),
-        data.draw(st.booleans()),
-    )
+def assert_split(subject: Subject, split: Split) -> None:
     expected = split.run(ATEN, exact)
-    with threads(case.threads):
-        found = split.run(kernels, lambda value: value)
-    assert_close(found, expected, case.dtype)
-    assert_margins(case, *found[split.nchw :])
+    with threads(split.case.threads):
+        found = split.run(subject.primitives, subject.cast)
+    assert_close(found, expected, split.case.dtype)
+    assert_margins(split.case, *found[split.nchw :])
 
 
-def test_evaluation_is_the_same_in_any_number_of_threads(kernels: NativePrimitives) -> None:
+def test_projection(subject: Subject) -> None:
+    grids = st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), max_size=2)
+
+    @settings(max_examples=subject.examples)
+    @given(
+        case=cases(subject.dtypes),
+        calls=st.lists(st.integers(0, 3), min_size=1, max_size=3),
+        projection=st.sampled_from([1, 7, 16, 33, 64]),
+        grids=grids,
+        nchw=st.booleans(),
+        align_corners=st.booleans(),
+    )
+    def check(
+        case: Case,
+        calls: list[int],
+        projection: int,
+        grids: list[tuple[int, int]],
+        nchw: bool,
+        align_corners: bool,
+    ) -> None:
+        case = replace(case, w=min(case.w, 12))
+        assert_split(subject, Split(case, tuple(calls), projection, tuple(grids), nchw, align_corners))
+
+    check()
+
+
+@pytest.mark.parametrize("calls", [(9,), (10, 2), (0, 17)])
+def test_more_branches_and_grids_than_one_launch_takes(subject: Subject, calls: tuple[int, ...]) -> None:
+    grids = tuple((rows, columns) for rows in (1, 2, 3) for columns in (1, 2, 3))
+    assert_split(subject, Split(Case(c=9, n=1), calls, 20, grids, False, True))
+
+
+def test_evaluation_is_the_same_in_any_number_of_threads(subject: Subject) -> None:
     split = Split(Case(h=30, w=31), (2, 1), 40, ((2, 3),), True, False)
     results = []
     for count in (1, 2, 3):
         with threads(count):
-            results.append(split.run(kernels, lambda value: value))
+            results.append(split.run(subject.primitives, subject.cast))
     assert all(torch.equal(one, other) for result in results for one, other in zip(result, results[0], strict=True))
 
 

@@ -31,7 +31,13 @@ DPC_SHARED Sample sample(int64_t i, int64_t in, int64_t out, bool align_corners)
 }
 
 // Cell i of `grid` covers [begin, end) of `size` positions; neighbours may overlap by one.
-DPC_SHARED int64_t cell_begin(int64_t i, int64_t grid, int64_t size) { return i * size / grid; }
-DPC_SHARED int64_t cell_end(int64_t i, int64_t grid, int64_t size) { return ((i + 1) * size + grid - 1) / grid; }
+template <class Whole>
+DPC_SHARED Whole cell_begin(Whole i, Whole grid, Whole size) {
+  return i * size / grid;
+}
+template <class Whole>
+DPC_SHARED Whole cell_end(Whole i, Whole grid, Whole size) {
+  return ((i + 1) * size + grid - 1) / grid;
+}
 
 }  // namespace dpc

@@ -18,7 +18,7 @@ struct Map {
   int32_t type;  // Type below
 };
 
-enum Type : int32_t { kFloat32 = 0, kBFloat16 = 1 };
+enum Type : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 
 DPC_SHARED int64_t positions(const Map& map) { return map.n * map.h * map.w; }
 

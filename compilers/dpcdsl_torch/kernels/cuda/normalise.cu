@@ -1,4 +1,4 @@
-// The passes of a batch normalisation: the moments of a map, y = scale x + shift and its ReLU, and what the gradient needs.
+// The passes of a batch normalisation: the moments of a map, y = scale x + shift and its ReLU, and what gradients need.
 #include "device.cuh"
 
 namespace dpc {
@@ -10,16 +10,11 @@ __device__ inline void find_moments(const Map& x, int share, double* mean, doubl
   const int64_t c = first_channel<Count>();
   const Range mine = range(x, share);
   const bool has_channels = c < x.c;
-  const T* from = static_cast<const T*>(x.data) + c;
   float pivot[Count] = {}, sum[Count] = {}, squares[Count] = {};
-  if (has_channels) {
-    const Place at = place(x, mine.begin);
-    load<Count>(from + offset(x, at.n, at.y, at.x), pivot);
-  }
+  if (has_channels) load_at<T, Count>(x, place(x, mine.begin), c, pivot);
   for (unsigned p = mine.begin + threadIdx.y; has_channels && p < mine.end; p += kSumLanesY) {
-    const Place at = place(x, p);
     float value[Count];
-    load<Count>(from + offset(x, at.n, at.y, at.x), value);
+    load_at<T, Count>(x, place(x, p), c, value);
 #pragma unroll
     for (int i = 0; i < Count; i++) {
       const float away = value[i] - pivot[i];
@@ -29,14 +24,8 @@ __device__ inline void find_moments(const Map& x, int share, double* mean, doubl
   }
   sum_lanes<Count>(sum);
   sum_lanes<Count>(squares);
-  if (threadIdx.y > 0 || !has_channels) return;
-  const double count = mine.end - mine.begin;
-  for (int i = 0; i < Count; i++) {
-    const int64_t at = blockIdx.x * x.c + c + i;
-    const double total = sum[i], found = squares[i] - total * total / count;
-    mean[at] = pivot[i] + total / count;  // in fp32 it would lose what blocks differ by
-    deviations[at] = found < 0 ? 0 : found;
-  }
+  if (threadIdx.y == 0 && has_channels)
+    write_moments<Count>(pivot, sum, squares, mine.end - mine.begin, blockIdx.x * x.c + c, mean, deviations);
 }
 
 // y = max(scale x + shift, floor).
@@ -47,17 +36,13 @@ __device__ inline void normalise(const Map& x, const float* scale, const float* 
   float factor[Count], more[Count];
   load_vector<Count>(scale + c, factor);
   load_vector<Count>(shift + c, more);
-  const unsigned first = (blockIdx.x * kLanesY + threadIdx.y) * kPositions, count = unsigned(positions(x));
-#pragma unroll
-  for (unsigned p = first; p < first + kPositions; p++) {
-    if (p >= count) return;
-    const Place at = place(x, p);
+  each_position(x, [&](const Place& at) {
     float value[Count];
-    load<Count>(static_cast<const T*>(x.data) + offset(x, at.n, at.y, at.x) + c, value);
+    load_at<T, Count>(x, at, c, value);
 #pragma unroll
     for (int i = 0; i < Count; i++) value[i] = clamp(factor[i] * value[i] + more[i], floor);
-    store<Count>(value, static_cast<T*>(y.data) + offset(y, at.n, at.y, at.x) + c);
-  }
+    store_at<T, Count>(value, y, at, c);
+  });
 }
 
 // One block's sums by channel of g and of g (x - mean) inverse, to partial[blockIdx.x]: [2, c]. g is the sum of one or two
@@ -78,9 +63,9 @@ __device__ inline void sum_gradients(const Map& one, const Map& two, const Map& 
     for (unsigned p = mine.begin + threadIdx.y; p < mine.end; p += kSumLanesY) {
       const Place at = place(x, p);
       float value[Count], gradient[Count], other[Count] = {};
-      load<Count>(static_cast<const T*>(x.data) + offset(x, at.n, at.y, at.x) + c, value);
-      load<Count>(static_cast<const T*>(one.data) + offset(one, at.n, at.y, at.x) + c, gradient);
-      if (two.data) load<Count>(static_cast<const T*>(two.data) + offset(two, at.n, at.y, at.x) + c, other);
+      load_at<T, Count>(x, at, c, value);
+      load_at<T, Count>(one, at, c, gradient);
+      if (two.data) load_at<T, Count>(two, at, c, other);
 #pragma unroll
       for (int i = 0; i < Count; i++) {
         const float g = factor[i] * value[i] + more[i] <= floor ? 0.0f : gradient[i] + other[i];
@@ -99,6 +84,34 @@ __device__ inline void sum_gradients(const Map& one, const Map& two, const Map& 
   }
 }
 
+// to = a g + b (x - mean) + c, where g is what has passed the ReLU of y = scale x + shift, of one or two gradients.
+template <class T, int Count>
+__device__ inline void gradient_of_norm(const Map& one, const Map& two, const Map& x, const float* scale,
+                                        const float* shift, float floor, const float* a, const float* b,
+                                        const float* mean, const float* constant, const Map& to) {
+  const int64_t c = first_channel<Count>();
+  if (c >= x.c) return;
+  float factor[Count], add[Count], of_g[Count], of_x[Count], middle[Count], more[Count];
+  load_vector<Count>(scale + c, factor);
+  load_vector<Count>(shift + c, add);
+  load_vector<Count>(a + c, of_g);
+  load_vector<Count>(b + c, of_x);
+  load_vector<Count>(mean + c, middle);
+  load_vector<Count>(constant + c, more);
+  each_position(x, [&](const Place& at) {
+    float value[Count], gradient[Count], other[Count] = {};
+    load_at<T, Count>(x, at, c, value);
+    load_at<T, Count>(one, at, c, gradient);
+    if (two.data) load_at<T, Count>(two, at, c, other);
+#pragma unroll
+    for (int i = 0; i < Count; i++) {
+      const float g = factor[i] * value[i] + add[i] <= floor ? 0.0f : gradient[i] + other[i];
+      gradient[i] = of_g[i] * g + of_x[i] * (value[i] - middle[i]) + more[i];
+    }
+    store_at<T, Count>(gradient, to, at, c);
+  });
+}
+
 // g = a g + b (x - mean) + c, in place.
 template <class T, int Count>
 __device__ inline void differentiate(const Map& g, const Map& x, const float* a, const float* b, const float* mean,
@@ -110,19 +123,14 @@ __device__ inline void differentiate(const Map& g, const Map& x, const float* a,
   load_vector<Count>(b + c, of_x);
   load_vector<Count>(mean + c, middle);
   load_vector<Count>(constant + c, more);
-  const unsigned first = (blockIdx.x * kLanesY + threadIdx.y) * kPositions, count = unsigned(positions(x));
-#pragma unroll
-  for (unsigned p = first; p < first + kPositions; p++) {
-    if (p >= count) return;
-    const Place at = place(x, p);
-    T* to = static_cast<T*>(g.data) + offset(g, at.n, at.y, at.x) + c;
+  each_position(x, [&](const Place& at) {
     float value[Count], gradient[Count];
-    load<Count>(static_cast<const T*>(x.data) + offset(x, at.n, at.y, at.x) + c, value);
-    load<Count>(to, gradient);
+    load_at<T, Count>(x, at, c, value);
+    load_at<T, Count>(g, at, c, gradient);
 #pragma unroll
     for (int i = 0; i < Count; i++) gradient[i] = of_g[i] * gradient[i] + of_x[i] * (value[i] - middle[i]) + more[i];
-    store<Count>(gradient, to);
-  }
+    store_at<T, Count>(gradient, g, at, c);
+  });
 }
 
 }  // namespace dpc
@@ -143,6 +151,12 @@ using namespace dpc;
     sum_gradients<Type, Count>(one, two, x, scale, shift, floor, mean, inverse, share, partial);                      \
   }                                                                                                                   \
   DPC_KERNEL(kLanesX* kLanesY)                                                                                        \
+  dpc_norm_gradient_##name##_##Count(Map one, Map two, Map x, const float* scale, const float* shift, float floor,    \
+                                     const float* a, const float* b, const float* mean, const float* constant,        \
+                                     Map to) {                                                                        \
+    gradient_of_norm<Type, Count>(one, two, x, scale, shift, floor, a, b, mean, constant, to);                        \
+  }                                                                                                                   \
+  DPC_KERNEL(kLanesX* kLanesY)                                                                                        \
   dpc_affine_backward_##name##_##Count(Map g, Map x, const float* a, const float* b, const float* mean,               \
                                        const float* constant) {                                                       \
     differentiate<Type, Count>(g, x, a, b, mean, constant);                                                           \
@@ -150,27 +164,70 @@ using namespace dpc;
 
 DPC_EVERY_TYPE(DPC_NORMALISE)
 
-// total[i] = sum of partial[s][i] over the blocks, in their order. A thread a value.
-extern "C" __global__ void dpc_total(const float* partial, int blocks, int64_t values, float* total) {
-  const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (i >= values) return;
+// What blocks found is added up by kLanesX threads a value or channel side by side, and kSumLanesY that each have every
+// kSumLanesY-th block; in doubles, in an order of its own.
+__device__ inline double sum_over_lanes(double value) {
+  __shared__ double all[kSumLanesY][kLanesX];
+  __syncthreads();
+  all[threadIdx.y][threadIdx.x] = value;
+  __syncthreads();
   double sum = 0;
-  for (int s = 0; s < blocks; s++) sum += partial[s * values + i];
-  total[i] = float(sum);
+  for (int lane = 0; lane < kSumLanesY; lane++) sum += all[lane][threadIdx.x];
+  return sum;
 }
 
-// Mean and variance of all positions from those of the blocks (Chan, Golub, LeVeque 1979). A thread a channel.
-extern "C" __global__ void dpc_moments_total(const double* mean, const double* deviations, int share, int64_t count,
-                                             int64_t channels, float* to_mean, float* to_variance) {
-  const int64_t c = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (c >= channels) return;
-  double middle = 0, squares = 0;
-  for (int64_t done = 0, s = 0; done < count; done += share, s++) {
-    const double more = double(count - done < share ? count - done : share), total = double(done) + more;
-    const double delta = mean[s * channels + c] - middle;
-    middle += delta * (more / total);
-    squares += deviations[s * channels + c] + delta * delta * (double(done) * more / total);
+// The sum of partial[s][i] over the blocks, of which the first `split` go to `one` and the others to `two`. Grid:
+// [values / kLanesX].
+DPC_KERNEL(kLanesX* kSumLanesY)
+dpc_total(const float* partial, int blocks, int64_t values, int64_t split, float* one, float* two) {
+  const int64_t i = int64_t(blockIdx.x) * kLanesX + threadIdx.x;
+  double sum = 0;
+  for (int s = threadIdx.y; i < values && s < blocks; s += kSumLanesY) sum += partial[s * values + i];
+  sum = sum_over_lanes(sum);
+  if (threadIdx.y == 0 && i < values) *(i < split ? one + i : two + (i - split)) = float(sum);
+}
+
+// Mean and variance of all positions from those of blocks of `share` of them. Grid: [channels / kLanesX].
+DPC_KERNEL(kLanesX* kSumLanesY)
+dpc_moments_total(const double* mean, const double* deviations, int share, int64_t count, int64_t channels,
+                  float* to_mean, float* to_variance) {
+  const int64_t c = int64_t(blockIdx.x) * kLanesX + threadIdx.x;
+  const int64_t blocks = (unsigned(count) + unsigned(share) - 1) / unsigned(share);
+  const auto rows = [&](int64_t s) { return double(s + 1 < blocks ? share : count - s * share); };
+  double sum = 0, squares = 0;
+  for (int64_t s = threadIdx.y; c < channels && s < blocks; s += kSumLanesY) sum += rows(s) * mean[s * channels + c];
+  const double middle = sum_over_lanes(sum) / double(count);
+  for (int64_t s = threadIdx.y; c < channels && s < blocks; s += kSumLanesY) {
+    const double away = mean[s * channels + c] - middle;
+    squares += deviations[s * channels + c] + rows(s) * away * away;
   }
+  squares = sum_over_lanes(squares);
+  if (threadIdx.y > 0 || c >= channels) return;
   to_mean[c] = float(middle);
   to_variance[c] = float(squares / double(count));
+}
+
+constexpr int kVectorThreads = 128;
+
+// (inverse, scale, shift) of Primitives.normalisation, [3, channels]. A thread a channel.
+DPC_KERNEL(kVectorThreads)
+dpc_normalisation(const float* mean, const float* variance, const float* weight, const float* bias, float epsilon,
+                  int single, int64_t channels, float* to) {
+  const int64_t c = int64_t(blockIdx.x) * kVectorThreads + threadIdx.x;
+  if (c >= channels) return;
+  const float inverse = single ? 0.0f : 1.0f / sqrtf(variance[c] + epsilon), scale = weight[c] * inverse;
+  to[c] = inverse;
+  to[channels + c] = scale;
+  to[2 * channels + c] = bias[c] - mean[c] * scale;
+}
+
+// (b, c) of Primitives.normalisation_gradient, [2, channels]. A thread a channel.
+DPC_KERNEL(kVectorThreads)
+dpc_normalisation_gradient(const float* scale, const float* inverse, const float* plain, const float* by_value,
+                           float count, int64_t channels, float* to) {
+  const int64_t c = int64_t(blockIdx.x) * kVectorThreads + threadIdx.x;
+  if (c >= channels) return;
+  const float share = -scale[c] / count;
+  to[c] = share * inverse[c] * by_value[c];
+  to[channels + c] = share * plain[c];
 }
