@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dpcdsl_torch import build, cuda, launch, native
+from dpcdsl_torch import build, launch, native
 from dpcdsl_torch.build import KERNELS, Absent
 from dpcdsl_torch.cache import content, obtain, seal
 from dpcdsl_torch.cuda import CudaPrimitives
@@ -24,10 +24,13 @@ from dpcdsl_torch.launch import Kernels
 from dpcdsl_torch.nvrtc import SOURCES
 from dpcdsl_torch.primitives import Primitives
 
-__all__ = ["NAMES", "Subject", "emulated", "fp32_multiplied", "subject"]
+__all__ = ["DEVICES", "NAMES", "Subject", "emulated", "fp32_multiplied", "moved", "subject"]
+
+#: What whole modules are tested on.
+DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
 
 #: ``emulated`` is the CUDA kernels on the CPU.
-NAMES = ("native", "emulated", "cuda")
+NAMES = ("native", "emulated", "cuda") if torch.cuda.is_available() else ("native", "emulated")
 
 MULTIPROCESSORS = 6  # few: so that small maps are shared in all the ways that large ones are on a GPU
 
@@ -46,10 +49,15 @@ class Subject:
         if isinstance(value, tuple):
             parts = map(self.cast, value)
             return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
-        if not isinstance(value, Tensor) or self.device == "cpu":
-            return value
-        whole = value if value._base is None else value._base
-        return whole.to(self.device).as_strided(value.shape, value.stride(), value.storage_offset())
+        return moved(value, self.device) if isinstance(value, Tensor) else value
+
+
+def moved(tensor: Tensor, device: str) -> Tensor:
+    """To the device, lying there as it lies here: as the same part of a larger tensor."""
+    if device == "cpu":
+        return tensor
+    whole = tensor if tensor._base is None else tensor._base
+    return whole.to(device).as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
 
 
 @contextmanager
@@ -65,7 +73,7 @@ def fp32_multiplied(how: str) -> Iterator[None]:
 
 
 def subject(name: str, scratch: Path, compiler: str) -> Subject:
-    """One of :data:`NAMES`; skips where there is no GPU. scratch: a folder that the test processes share."""
+    """One of :data:`NAMES`. scratch: a folder that the test processes share."""
     if name == "native":
         found = native.primitives()
         if found is None:
@@ -73,8 +81,6 @@ def subject(name: str, scratch: Path, compiler: str) -> Subject:
         return Subject(found, "cpu", (torch.float32, torch.bfloat16), 100)
     if name == "emulated":
         return Subject(emulated(scratch, compiler), "cpu", (torch.float32, torch.bfloat16, torch.float16), 50)
-    if not torch.cuda.is_available():
-        pytest.skip("there is no GPU")
     kernels = launch.load(torch.device("cuda", 0))
     assert not isinstance(kernels, Absent), kernels
     return Subject(CudaPrimitives(kernels), "cuda:0", (torch.float32, torch.bfloat16, torch.float16), 100)

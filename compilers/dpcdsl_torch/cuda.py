@@ -38,7 +38,7 @@ _ACCESS = 16  # bytes of an access
 # Constants of the kernels, by the same names: device.cuh, matrix.cuh, product.cu, outer.cu, normalise.cu.
 _LANES_X, _LANES_Y, _POSITIONS, _SUM_LANES_Y = 32, 4, 4, 8
 _THREADS, _ROWS, _CHUNK_BYTES = 256, 64, 64
-_MOST_PARTS, _STRIDE, _BAND = 8, 80, 16
+_MOST_PARTS, _STRIDE, _BAND, _GROUP = 8, 80, 16, 4
 _OUTER_COLUMNS, _VECTOR_THREADS = 128, 128
 
 _EACH = (_LANES_X, _LANES_Y, 1)
@@ -468,10 +468,10 @@ class CudaPrimitives:
         return self._gather(_input(x), None, grid, _POOLING)
 
     def pool_backward(self, g: Tensor, dx: Tensor, add: bool) -> None:
-        self._spread(g, dx, _POOLING, add)
+        self._spread("dpc_pool_backward", g, dx, add)
 
     def resize(self, source: Tensor, out: Tensor, align_corners: bool) -> None:
-        self._spread(source, out, _ALIGNED_CORNERS if align_corners else _ALIGNED_EDGES, False)
+        self._spread("dpc_resize", source, out, align_corners)
 
     def resize_backward(self, gradients: tuple[Tensor, ...], size: tuple[int, int], align_corners: bool) -> Tensor:
         if gradients[0].shape[0] == 0:
@@ -505,12 +505,12 @@ class CudaPrimitives:
         self._add_up(partial, total)
         return total
 
-    def _spread(self, cells: Tensor, out: Tensor, relation: int, add: bool) -> None:
+    def _spread(self, kind: str, cells: Tensor, out: Tensor, how: bool) -> None:
         if out.shape[0] == 0:
             return
         assert cells.dtype is torch.float32
         source, y = _input(cells), _output(out, out.shape, out.dtype)
-        self._each("dpc_spread", y, _together(out.dtype, (y,)), source, relation, y, add)
+        self._each(kind, y, _together(out.dtype, (y,)), source, y, how)
 
 
 class _Launch:
@@ -589,7 +589,7 @@ class _Launch:
             target.sums, target.center, target.inverse = map(address_of, (partial, center, inverse))
             self._kept += [center, inverse]
         maps = [view for view in (y, more, mask) if view is not None]
-        target.aligned = _is_aligned(maps, vectors, _ACCESS // 2)
+        target.aligned = _is_aligned(maps, vectors, _GROUP)
         self._kept += [y, grids, more, mask, vectors]
         self._first = self._sources
         self._targets += 1

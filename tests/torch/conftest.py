@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch_subjects import NAMES, Subject
+from torch_subjects import NAMES, Subject, emulated
 from torch_subjects import subject as make_subject
 
 from dpcdsl.cell import Cell
 from dpcdsl.operators import Operator
-from dpcdsl_torch import EagerCell, load_deeplab_variables
+from dpcdsl_torch import EagerCell, load_deeplab_variables, native
 from dpcdsl_torch import module as fused
+from dpcdsl_torch.arguments import evaluation_weights
 
 torch.set_num_threads(1)  # the maps are tiny, and tests may run side by side
 
@@ -91,8 +92,24 @@ def subject(
     request: pytest.FixtureRequest, needs: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory
 ) -> Subject:
     """Every test that takes it is run for each implementation of the passes."""
-    # The parent of this process's folder: the other test processes have theirs there too.
-    return make_subject(request.param, tmp_path_factory.getbasetemp().parent / "kernels", needs("g++"))
+    return make_subject(request.param, _shared_folder(tmp_path_factory), needs("g++"))
+
+
+@pytest.fixture
+def cuda_on_the_cpu(
+    needs: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """Modules on the CPU run on the CUDA kernels, compiled for it."""
+    monkeypatch.setattr(native._Loaded, "looked", True)
+    monkeypatch.setattr(native._Loaded, "found", emulated(_shared_folder(tmp_path_factory), needs("g++")))
+    evaluation_weights.cache_clear()  # how they lie depends on the kernels
+    yield
+    evaluation_weights.cache_clear()
+
+
+def _shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The parent of this process's folder: the other test processes have theirs there too."""
+    return tmp_path_factory.getbasetemp().parent / "kernels"
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 from pairs import enliven
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch_subjects import DEVICES, fp32_multiplied, moved
 
 from dpcdsl import enumerator, operators, read_cell, read_space
 from dpcdsl.cell import Cell
@@ -66,6 +67,20 @@ class Kinks(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+class Here:
+    """Where the tests run now."""
+
+    device = "cpu"
+
+
+@pytest.fixture(autouse=True, params=DEVICES)
+def _on(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every test of this module is run on each device, with fp32 in full."""
+    monkeypatch.setattr(Here, "device", request.param)
+    with fp32_multiplied("ieee"):
+        yield
+
+
 @dataclass(frozen=True)
 class Case:
     """A cell, and how it is run.
@@ -86,6 +101,7 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     clear: bool = False  # normalised values are far above 0 or far below it, channel by channel: for large maps
+    device: str = field(default_factory=lambda: Here.device)
 
     def modules(self) -> tuple[Any, Any]:
         options: dict[str, Any] = {"dropout": 0.0, "batch_norm_momentum": 0.3} | self.options
@@ -100,7 +116,8 @@ class Case:
         compiled = compile_cell(self.cell, self.in_channels, backend=self.backend, without=self.without, **options).to(
             self.dtype
         )
-        eager.to(self.dtype)
+        compiled.to(self.device)
+        eager.to(self.device, self.dtype)
         compiled.load_state_dict(eager.state_dict(), strict=True)
         return self.set_mode(eager), self.set_mode(compiled)
 
@@ -163,7 +180,8 @@ def results(module: nn.Module, x: Tensor, gradient: Tensor | None) -> Results:
         all_found = torch.autograd.grad(output, [leaf, *parameters.values()], gradient)
         found = dict(zip(("F", *parameters), all_found, strict=True))
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    return Results(output.detach(), found, buffers)
+    on_cpu = ({name: tensor.cpu() for name, tensor in named.items()} for named in (found, buffers))
+    return Results(output.detach().cpu(), *on_cpu)
 
 
 def size(x: Tensor) -> float:
@@ -186,11 +204,12 @@ def check(case: Case) -> None:
         x = laid_out(torch.randn(n, case.in_channels, h, w, dtype=F64).to(case.dtype), case.layout)
         g = laid_out(torch.randn(n, eager.out_channels, h, w, dtype=F64).to(case.dtype), case.gradient)
         with Kinks() as kinks:
-            exact = results(copy.deepcopy(eager).double(), x.double(), g.double() if gradients else None)
+            exact = results(copy.deepcopy(eager).cpu().double(), x.double(), g.double() if gradients else None)
         if not gradients or case.dtype not in (F32, F64) or kinks.margin > MARGIN:
             break
     else:
         raise AssertionError(f"always a value near 0 before a ReLU: {case}")
+    x, g = moved(x, case.device), moved(g, case.device)
     plain = results(eager, x, g if gradients else None)
     ours = results(compiled, x, g if gradients else None)
 
@@ -274,6 +293,24 @@ def test_200_cells_of_the_papers_space(block: int) -> None:
 def test_many_cells_of_the_papers_space(block: int) -> None:
     for number, cell in enumerate(paper_cells(2000, 2)[block::20]):
         check(random_case(10_000 + 1000 * block + number, cell))
+
+
+# The CUDA kernels, run by the CPU
+
+
+@pytest.mark.usefixtures("cuda_on_the_cpu")
+@every_mode
+@pytest.mark.parametrize("name", ZOO)
+def test_zoo_cells_by_the_cuda_kernels(name: str, mode: str) -> None:
+    for dtype, options in ((F32, {}), (BF16, {"projection": 20}), (F32, {"projection": 9, "align_corners": False})):
+        check(Case(small(name, 12), 20, (2, 7, 11), mode, dtype, options=options))
+
+
+@pytest.mark.usefixtures("cuda_on_the_cpu")
+@pytest.mark.parametrize("block", range(4))
+def test_cells_of_the_papers_space_by_the_cuda_kernels(block: int) -> None:
+    for number, cell in enumerate(paper_cells(60, 3)[block::4]):
+        check(replace(random_case(1000 + 100 * block + number, cell), backend="auto"))
 
 
 # Operators of a user's own

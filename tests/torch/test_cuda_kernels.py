@@ -1,7 +1,8 @@
-"""The CUDA kernels: compiled for every architecture, and computing on the CPU what they would on a GPU.
+"""The CUDA kernels: compiled for every architecture, loaded, launched, and kept to their memory.
 
-``cuda_on_cpu.h`` runs a launch by the CPU's threads. What a GPU adds to that (its memory model, its speed) is not
-tested here.
+What they compute is tested with the CPU's (``test_primitives.py``, ``test_compiled.py``): on a GPU where there is one,
+and in any case on the CPU, by ``cuda_on_cpu.h``. What only a GPU has (graphs, streams, other devices) is tested at the
+end.
 """
 
 from __future__ import annotations
@@ -10,27 +11,31 @@ import ctypes
 import os
 import re
 import subprocess
-from collections.abc import Callable
-from ctypes import c_float, c_int32, c_int64, c_void_p
-from dataclasses import dataclass
+import sys
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
+from torch_subjects import Subject, fp32_multiplied
 
 from dpcdsl import DpcError
-from dpcdsl_torch import nvrtc
-from dpcdsl_torch.aten import AtenPrimitives
-from dpcdsl_torch.build import KERNELS
-from dpcdsl_torch.nvrtc import SOURCES, compile_source
-from dpcdsl_torch.primitives import Affine, Taps
+from dpcdsl_torch import aten, compile_cell, cuda, depthwise_conv2d, launch, maps, nvrtc
+from dpcdsl_torch.build import Absent
+from dpcdsl_torch.cuda import CudaPrimitives
+from dpcdsl_torch.launch import Kernels, architecture_for
+from dpcdsl_torch.nvrtc import SOURCES, Cubin, Kernel, compile_source
+from dpcdsl_torch.primitives import Affine, NormGradient
+from dpcdsl_torch.task import Form, Task
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120")
-ATEN = AtenPrimitives()
-MARGIN = 7.0  # what lies beside an output, and must still lie there afterwards
+GPU = torch.device("cuda", 0)
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+as_emulated = pytest.mark.parametrize("subject", ["emulated"], indirect=True)
 
 # Compiling
 
@@ -122,288 +127,385 @@ def test_what_is_not_compiled_is_said_in_one_line(source: Path, tmp_path: Path) 
     assert not list((tmp_path / "cache").glob("*.cubin")), "nothing is left of it"
 
 
-# Computing
+# Launching
 
 
-class _Map(ctypes.Structure):
-    _fields_ = (
-        ("data", c_void_p),
-        *((name, c_int64) for name in ("n", "h", "w", "c", "stride_n", "stride_h", "stride_w", "stride_c")),
-        ("type", c_int32),
-    )
+def test_constants_are_the_sources() -> None:
+    """What cuda.py says of a block, the kernels are compiled with."""
+    text = "".join(path.read_text() for path in SOURCES.iterdir())
+    found = {name: int(value) for name, value in re.findall(r"constexpr int k(\w+) = (\d+);", text)}
+    snake = {re.sub("(?<!^)(?=[A-Z])", "_", name).upper(): value for name, value in found.items()}
+    assert snake.pop("MOST_TAPS") == cuda.MOST_TAPS
+    ours = {name[1:]: value for name, value in vars(cuda).items() if re.fullmatch("_[A-Z_]+", name)}
+    same = snake.keys() & ours.keys()
+    assert {"LANES_X", "SUM_LANES_Y", "THREADS", "ROWS", "STRIDE", "BAND", "OUTER_COLUMNS", "MOST_PARTS"} <= same
+    assert {name: ours[name] for name in same} == {name: snake[name] for name in same}
 
 
-class _Taps(ctypes.Structure):
-    _fields_ = (("count", c_int32), ("dy", c_int32 * 1024), ("dx", c_int32 * 1024))
+@as_emulated
+def test_what_the_driver_refuses_is_told(subject: Subject) -> None:
+    kernels = emulated_kernels(subject)
+    with pytest.raises(RuntimeError, match=r"^CUDA error 1 in cuLaunchKernel: invalid argument$"):
+        kernels.launch("dpc_total", (0, 1, 1), (32, 8, 1))
+    with pytest.raises(RuntimeError, match=r"^CUDA error 1 in cuFuncSetAttribute: invalid argument$"):
+        kernels.launch("dpc_total", (1, 1, 1), (32, 8, 1), shared=2**20)
+    with pytest.raises(RuntimeError, match=r"^CUDA error 500 in cuModuleGetFunction: named symbol not found$"):
+        Kernels(kernels._driver, {b"": ("dpc_nothing",)}, 1, lambda: 0)
 
 
-def as_map(tensor: Tensor) -> _Map:
-    n, c, h, w = tensor.shape
-    in_n, in_c, in_h, in_w = tensor.stride()
-    return _Map(tensor.data_ptr(), n, h, w, c, in_n, in_h, in_w, in_c, 0)
+def emulated_kernels(subject: Subject) -> Kernels:
+    assert isinstance(subject.primitives, CudaPrimitives)
+    return subject.primitives._kernels
 
 
-def as_taps(taps: Taps, sign: int = 1) -> _Taps:
-    structure = _Taps(len(taps.dy))
-    for t, (dy, dx) in enumerate(zip(*taps, strict=True)):
-        structure.dy[t], structure.dx[t] = sign * dy, sign * dx
-    return structure
-
-
-def sizes(*counts: int) -> ctypes.Array[ctypes.c_uint]:
-    return (ctypes.c_uint * 3)(*counts, *[1] * (3 - len(counts)))
-
-
-@pytest.fixture(scope="module")
-def emulated(needs: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Emulated:
-    library = tmp_path_factory.mktemp("cuda") / "cuda_kernels.so"
-    source = Path(__file__).parent / "cuda_kernels.cpp"
-    flags = (
-        "-std=c++17",
-        "-O1",
-        "-shared",
-        "-fPIC",
-        "-pthread",
-        "-Wno-unknown-pragmas",
-        f"-I{KERNELS}",
-        f"-I{SOURCES}",
-    )
-    subprocess.run([needs("g++"), *flags, str(source), "-o", str(library)], check=True, timeout=300)
-    return Emulated(ctypes.CDLL(str(library)))
-
-
-Argument = Tensor | _Map | _Taps | c_int64 | float | int | None
-
-
-@dataclass(frozen=True)
-class Emulated:
-    library: ctypes.CDLL
-
-    def __call__(self, kernel: str, form: str, grid: tuple[int, ...], block: tuple[int, ...], *given: Argument) -> None:
-        """Launch ``dpc_{kernel}{form}``; vectors as tensors, whole numbers of 64 bits as ``c_int64``."""
-        launch = getattr(self.library, f"launch_{kernel}")
-        launch(getattr(self.library, f"dpc_{kernel}{form}"), sizes(*grid), sizes(*block), *map(_passed, given))
-
-    def each(self, kernel: str, case: Case, *given: Argument) -> None:
-        """For all positions and channels of the maps of a case."""
-        self(kernel, case.form, (-(-case.positions // 16), -(-case.vectors // 32)), (32, 4), *given)
-
-    def sums(self, kernel: str, case: Case, share: int, *given: Argument) -> None:
-        """For parts of sums over positions."""
-        self(kernel, case.form, (case.blocks(share), -(-case.vectors // 32)), (32, 8), *given)
-
-    def total(self, partial: Tensor) -> Tensor:
-        found = torch.full(partial.shape[1:], float("nan"))
-        count = found.numel()
-        self("total", "", (-(-count // 32),), (32,), partial, len(partial), c_int64(count), found)
-        return found
-
-
-def _passed(given: Argument) -> object:
-    if isinstance(given, Tensor):
-        return c_void_p(given.data_ptr())
-    if isinstance(given, ctypes.Structure):
-        return ctypes.byref(given)
-    return c_float(given) if isinstance(given, float) else given
-
-
-NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}
-
-
-@dataclass(frozen=True)
-class Case:
-    n: int
-    vectors: int
-    h: int
-    w: int
-    kernel: tuple[int, int]
-    rate: tuple[int, int]
-    dtype: torch.dtype
-    single: bool  # a channel at a time, of maps that are not aligned to more
-    seed: int
-
-    @property
-    def together(self) -> int:
-        return 1 if self.single else 16 // self.dtype.itemsize
-
-    @property
-    def channels(self) -> int:
-        return self.vectors * self.together
-
-    @property
-    def positions(self) -> int:
-        return self.n * self.h * self.w
-
-    @property
-    def form(self) -> str:
-        return f"_{NAMES[self.dtype]}_{self.together}"
-
-    def blocks(self, share: int) -> int:
-        return -(-self.positions // share)
-
-    @property
-    def taps(self) -> Taps:
-        rows, columns = (
-            [(i - (size - 1) // 2) * step for i in range(size)]
-            for size, step in zip(self.kernel, self.rate, strict=True)
-        )
-        return Taps(tuple(y for y in rows for _ in columns), tuple(x for _ in rows for x in columns))
-
-    def map(self, generator: torch.Generator) -> Tensor:
-        """A range of channels of a larger map."""
-        beside = self.together
-        whole = torch.full((self.n, self.channels + 2 * beside, self.h, self.w), MARGIN, dtype=self.dtype)
-        view = whole.contiguous(memory_format=torch.channels_last)[:, beside : beside + self.channels]
-        view.copy_(self.numbers(generator, *view.shape))
-        return view
-
-    def numbers(self, generator: torch.Generator, *shape: int) -> Tensor:
-        """That every type has: what they are multiplied and added to is then the same in fp32 and fp64."""
-        return torch.randint(-32, 33, shape, generator=generator) / 16
-
-
-cases = st.builds(
-    Case,
-    n=st.integers(1, 3),
-    vectors=st.integers(1, 40),
-    h=st.integers(1, 9),
-    w=st.integers(1, 9),
-    kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)),
-    rate=st.tuples(st.integers(1, 9), st.integers(1, 9)),
-    dtype=st.sampled_from(list(NAMES)),
-    single=st.booleans(),
-    seed=st.integers(0, 999),
+@pytest.mark.parametrize(
+    ("capability", "expected"),
+    [
+        *[((8, 0), "sm_80"), ((8, 7), "sm_86"), ((8, 9), "sm_89"), ((9, 0), "sm_90"), ((10, 3), "sm_100")],
+        *[((12, 1), "sm_120"), ((7, 5), None), ((13, 0), None)],
+    ],
 )
-shares = st.integers(1, 100)
-some = settings(max_examples=25, deadline=None)
+def test_the_architecture_of_a_gpu(capability: tuple[int, int], expected: str | None) -> None:
+    assert architecture_for(capability, (80, 86, 89, 90, 100, 120)) == expected
 
 
-def assert_near(found: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
-    scale = float(expected.abs().max()) + 1.0
-    assert float((found.double() - expected).abs().max()) <= TOLERANCE[dtype] * scale
+@pytest.fixture
+def pretended(monkeypatch: pytest.MonkeyPatch, subject: Subject) -> Iterator[dict[str, Any]]:
+    """A GPU as torch would tell of it, behind the emulated driver. What is changed here changes the GPU."""
+    facts: dict[str, Any] = {"capability": (9, 0), "capturing": False, "compiled": 0}
+    driver, usual = emulated_kernels(subject)._driver, ctypes.CDLL
+
+    def compiled(name: str, architecture: str) -> Cubin:
+        facts["compiled"] += 1
+        return Cubin(name.encode(), architecture, (Kernel("dpc_total", 1, 0, 0, 0),), False)
+
+    class Properties:
+        multi_processor_count = 7
+
+    monkeypatch.delenv("DPCDSL_NATIVE", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: facts["capturing"])
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: facts["capability"])
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Properties)
+    monkeypatch.setattr(torch.cuda, "device", lambda _: warnings.catch_warnings())  # a context, any
+    monkeypatch.setattr(nvrtc, "architectures", lambda: (80, 90))
+    monkeypatch.setattr(nvrtc, "compile_source", compiled)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: driver if name == "libcuda.so.1" else usual(name))
+    launch.forget()
+    yield facts
+    launch.forget()
 
 
-def assert_margins(view: Tensor, beside: int) -> None:
-    whole = view._base
-    assert whole is not None
-    assert torch.all(whole[:, :beside] == MARGIN)
-    assert torch.all(whole[:, -beside:] == MARGIN)
+@as_emulated
+def test_a_gpus_kernels_are_loaded_once(pretended: dict[str, Any]) -> None:
+    first, again = launch.load(GPU), launch.load(GPU)
+    assert isinstance(first, Kernels)
+    assert first is again
+    assert first.multiprocessors == 7
+    assert launch.load(torch.device("cuda", 1)) is not first
+    assert pretended["compiled"] == 2 * len(list(SOURCES.glob("*.cu")))
+    assert launch.require(GPU) is first
 
 
-@pytest.mark.parametrize("backward", [False, True])
-def test_depthwise(emulated: Emulated, backward: bool) -> None:
-    """Forward with bias and ReLU; the input's gradient is added to what is there."""
-
-    @some
-    @given(case=cases)
-    def check(case: Case) -> None:
-        generator = torch.Generator().manual_seed(case.seed)
-        x, y, taps = case.map(generator), case.map(generator), case.taps
-        weight, bias = case.numbers(generator, len(taps.dy), case.channels), case.numbers(generator, case.channels)
-        expected = y.double()
-        if backward:
-            ATEN.depthwise_backward(x.double(), None, weight.double(), taps, expected, True)
-            given = as_taps(taps, -1), weight, None, float("-inf"), 1
-        else:
-            ATEN.depthwise(x.double(), weight.double(), taps, expected, False)
-            expected = (expected + bias.double()[:, None, None]).clamp(min=0)
-            given = as_taps(taps), weight, bias, 0.0, 0
-        emulated.each("depthwise", case, as_map(x), as_map(y), *given)
-        assert_near(y, expected, case.dtype)
-        assert_margins(y, case.together)
-
-    check()
+def task(backend: str = "auto", taps: int = 1) -> Task:
+    form = Form(0, 4, 4, True, True, dy=(0,) * taps, dx=(0,) * taps, kernel=(1, taps), rate=(1, 1))
+    return Task(4, (form,), backend=backend)
 
 
-def test_depthwise_weight(emulated: Emulated) -> None:
-    @some
-    @given(case=cases, share=shares)
-    def check(case: Case, share: int) -> None:
-        generator = torch.Generator().manual_seed(case.seed)
-        g, x, taps = case.map(generator), case.map(generator), case.taps
-        expected = ATEN.depthwise_backward(g.double(), x.double(), None, taps, None, False)
-        assert expected is not None
-        partial = torch.full((case.blocks(share), len(taps.dy), case.channels), float("nan"))
-        emulated.sums("depthwise_weight", case, share, as_map(g), as_map(x), as_taps(taps), share, partial)
-        assert_near(emulated.total(partial), expected, torch.float32)
-
-    check()
+@as_emulated
+@pytest.mark.usefixtures("pretended")
+def test_which_maps_run_on_them() -> None:
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        assert isinstance(maps.primitives_for(task(), GPU, dtype), CudaPrimitives)
+        assert maps.primitives_for(task("aten"), GPU, dtype) is aten.PRIMITIVES
+        assert maps.primitives_for(task(taps=1025), GPU, dtype) is aten.PRIMITIVES
+    assert maps.primitives_for(task(), GPU, torch.float64) is aten.PRIMITIVES
+    assert not isinstance(maps.primitives_for(task(), torch.device("cpu"), torch.float32), CudaPrimitives)
 
 
-def test_moments(emulated: Emulated) -> None:
-    """Of numbers far from 0, too, and near each other."""
-
-    @some
-    @given(case=cases, share=shares, far=st.sampled_from([0.0, 1000.0]))
-    def check(case: Case, share: int, far: float) -> None:
-        generator = torch.Generator().manual_seed(case.seed)
-        x = case.map(generator)
-        x += far
-        mean, deviations = torch.full((2, case.blocks(share), case.channels), float("nan"), dtype=torch.float64)
-        emulated.sums("moments", case, share, as_map(x), share, mean, deviations)
-        found = torch.full((2, case.channels), float("nan"))
-        counts = c_int64(case.positions), c_int64(case.channels)
-        grid = (-(-case.channels // 32),)
-        emulated("moments_total", "", grid, (32,), mean, deviations, share, *counts, *found)
-        variance, middle = torch.var_mean(x.double(), (0, 2, 3), correction=0)
-        assert_near(found[0], middle, torch.float32)
-        assert_near(found[1], variance, torch.float32)
-
-    check()
+@as_emulated
+def test_nothing_is_loaded_while_a_graph_is_captured(pretended: dict[str, Any]) -> None:
+    pretended["capturing"] = True
+    with pytest.raises(DpcError, match="not loaded yet, and cannot be while a graph is captured") as caught:
+        launch.load(GPU)
+    assert "run the cell once before the capture" in str(caught.value)
+    pretended["capturing"] = False
+    loaded = launch.load(GPU)
+    pretended["capturing"] = True
+    assert launch.load(GPU) is loaded
 
 
-def test_affine(emulated: Emulated) -> None:
-    @some
-    @given(case=cases, relu=st.booleans())
-    def check(case: Case, relu: bool) -> None:
-        generator = torch.Generator().manual_seed(case.seed)
-        x, y = case.map(generator), case.map(generator)
-        scale, shift = case.numbers(generator, 2, case.channels)
-        expected = torch.empty_like(y, dtype=torch.float64)
-        ATEN.affine(x.double(), Affine(scale.double(), shift.double(), relu), expected)
-        emulated.each("affine", case, as_map(x), scale, shift, 0.0 if relu else float("-inf"), as_map(y))
-        assert_near(y, expected, case.dtype)
-        assert_margins(y, case.together)
+@as_emulated
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ("old", "they need a GPU of compute capability 8.0 or more, and this one has 7.5"),
+        ("new", "NVRTC knows no GPU of compute capability 14.0"),
+        ("off", "DPCDSL_NATIVE=0 turns them off"),
+        ("no driver", "libcuda.so.1: no such file"),
+        ("old driver", "CUDA error 500 in cuModuleGetFunction: named symbol not found"),
+        ("no compiler", "there is no NVRTC"),
+    ],
+)
+def test_where_there_can_be_no_kernels_it_is_said_once(
+    change: str, reason: str, pretended: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(name: str) -> Any:
+        raise OSError(f"{name}: no such file")
 
-    check()
+    def refused() -> Any:
+        raise DpcError.of("DPC080", "there is no NVRTC", hint="install it")
+
+    if change in ("old", "new"):
+        pretended["capability"] = (7, 5) if change == "old" else (14, 0)
+    elif change == "off":
+        monkeypatch.setenv("DPCDSL_NATIVE", "0")
+    elif change == "no driver":
+        monkeypatch.setattr(ctypes, "CDLL", missing)
+    elif change == "old driver":
+        names = (Kernel("dpc_unknown", 1, 0, 0, 0),)
+        monkeypatch.setattr(nvrtc, "compile_source", lambda name, _: Cubin(name.encode(), "sm_90", names, False))
+    else:
+        monkeypatch.setattr(nvrtc, "architectures", refused)
+    outcome = launch.load(GPU)
+    assert isinstance(outcome, Absent)
+    assert outcome.reason == reason
+    assert outcome.remedy
+    with pytest.warns(UserWarning, match=re.escape(f"CUDA kernels are not used: {reason}; running on ATen")):
+        assert maps.primitives_for(task(), GPU, torch.float32) is aten.PRIMITIVES
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert maps.primitives_for(task(), GPU, torch.float32) is aten.PRIMITIVES
+    with pytest.raises(DpcError, match=re.escape(f"the CUDA kernels cannot be used: {reason}")):
+        maps.primitives_for(task("native"), GPU, torch.float32)
 
 
-def test_gradient_sums(emulated: Emulated) -> None:
-    @some
-    @given(case=cases, share=shares, relu=st.booleans(), both=st.booleans())
-    def check(case: Case, share: int, relu: bool, both: bool) -> None:
-        generator = torch.Generator().manual_seed(case.seed)
-        x, *gradients = (case.map(generator) for _ in range(2 + both))
-        scale, shift, mean, inverse = case.numbers(generator, 4, case.channels)
-        shift += 1 / 512  # no value is 0, where the ReLU is either
-        affine = Affine(scale.double(), shift.double(), relu)
-        given = tuple(g.double() for g in gradients)
-        plain, by_value = ATEN.gradient_sums(given, x.double(), affine, mean.double(), inverse.double())
-        partial = torch.full((case.blocks(share), 2, case.channels), float("nan"))
-        one, two = as_map(gradients[0]), as_map(gradients[1]) if both else None
-        floor = 0.0 if relu else float("-inf")
-        emulated.sums(
-            "gradient_sums", case, share, one, two, as_map(x), scale, shift, floor, mean, inverse, share, partial
-        )
-        found = emulated.total(partial)
-        assert_near(found[0], plain, torch.float32)
-        assert_near(found[1], by_value, torch.float32)
-
-    check()
+def test_what_the_doctor_says() -> None:
+    (fact,) = launch.status().values()
+    assert fact.startswith("active" if torch.cuda.is_available() else "not active: no GPU; NVRTC could compile")
 
 
-def test_affine_backward(emulated: Emulated) -> None:
-    @some
-    @given(case=cases)
-    def check(case: Case) -> None:
-        generator = torch.Generator().manual_seed(case.seed)
-        g, x = case.map(generator), case.map(generator)
-        factors = case.numbers(generator, 4, case.channels)
-        expected = g.double()
-        ATEN.affine_backward(expected, x.double(), *factors.double())
-        emulated.each("affine_backward", case, as_map(g), as_map(x), *factors)
-        assert_near(g, expected, case.dtype)
-        assert_margins(g, case.together)
+@as_emulated
+def test_too_many_positions_are_refused(subject: Subject) -> None:
+    x = torch.empty(1, 1, 1, 1).expand(1, 1, 2**16, 2**15)
+    vector = torch.ones(1)
+    with pytest.raises(DpcError, match="a map of 2147483648 positions"):
+        subject.primitives.affine(x, Affine(vector, vector, False), x)
 
-    check()
+
+# Computing: what the differential tests do not say
+
+
+def to_tf32(x: Tensor) -> Tensor:
+    """The nearest number of 10 bits behind the point; of two as near, the one that is farther from 0."""
+    return ((x.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+@as_emulated
+@pytest.mark.parametrize("how", ["ieee", "tf32"])
+def test_fp32_is_multiplied_as_the_setting_says(subject: Subject, how: str) -> None:
+    x, weight, out = torch.randn(2, 40, 5, 9), torch.randn(24, 40), torch.empty(2, 24, 5, 9)
+    x, out = (t.contiguous(memory_format=torch.channels_last) for t in (x, out))
+    value = to_tf32 if how == "tf32" else lambda t: t
+    with fp32_multiplied(how):
+        subject.primitives.pointwise(x, None, weight, out, False)
+        ones, zeros = torch.ones(24), torch.zeros(24)
+        norm = NormGradient(Affine(ones, zeros, False), ones, zeros, zeros, zeros)
+        dw, _ = subject.primitives.pointwise_backward((out,), out, norm, x, None, weight, None, False, None)
+    expected = torch.einsum("nchw,fc->nfhw", value(x).double(), value(weight).double())
+    torch.testing.assert_close(out.double(), expected, rtol=0, atol=3e-5)
+    expected = torch.einsum("nchw,nfhw->fc", value(x).double(), value(out).double())
+    torch.testing.assert_close(dw.double(), expected, rtol=0, atol=3e-4)
+    assert (to_tf32(x) != x).any()
+
+
+FENCED = """
+import sys
+sys.path[:0] = sys.argv[1:3]
+from pathlib import Path
+import ctypes, mmap, torch, torch_subjects
+from test_primitives import PASSES, Case, Split
+
+PAGE = mmap.PAGESIZE
+libc = ctypes.CDLL(None, use_errno=True)
+kept = []
+
+# The same, right before a page that nobody may touch, and less than a page behind another.
+def fenced(value):
+    if isinstance(value, tuple):
+        parts = map(fenced, value)
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+    if not isinstance(value, torch.Tensor) or value.numel() == 0:
+        return value
+    whole = value if value._base is None else value._base
+    size = whole.numel() * whole.itemsize
+    pages = -(-size // PAGE)
+    block = mmap.mmap(-1, (pages + 2) * PAGE)
+    kept.append(block)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(block))
+    for fence in (address, address + (pages + 1) * PAGE):
+        assert libc.mprotect(ctypes.c_void_p(fence), ctypes.c_size_t(PAGE), 0) == 0
+    at = (pages + 1) * PAGE - size
+    storage = torch.frombuffer(block, dtype=whole.dtype, count=whole.numel(), offset=at)
+    storage.copy_(whole.as_strided((whole.numel(),), (1,)))
+    return storage.as_strided(value.shape, value.stride(), value.storage_offset() - whole.storage_offset())
+
+primitives = torch_subjects.emulated(Path(sys.argv[3]), "g++")
+with torch_subjects.fp32_multiplied("ieee"):
+    for dtype in (torch.float32, torch.bfloat16):
+        for sliced in (False, True):
+            for c, filters, h, w in ((33, 17, 9, 7), (32, 40, 5, 13), (72, 136, 9, 8)):
+                case = Case(c=c, filters=filters, h=h, w=w, dtype=dtype, sliced=sliced, rate=(2, 3))
+                for name, run in PASSES.items():
+                    run(primitives, case.draws(), fenced)
+                Split(case, (2, 1), filters, ((2, 3),), sliced, True).run(primitives, fenced)
+print("done", flush=True)
+if len(sys.argv) > 4:  # and the fence holds
+    ctypes.string_at(ctypes.addressof(ctypes.c_char.from_buffer(kept[-1])), 1)
+"""
+
+
+@pytest.mark.parametrize("beyond", [False, True])
+def test_no_access_beside_memory(
+    beyond: bool, needs: Callable[[str], str], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Every map and vector that a pass is given lies between pages that nobody may touch."""
+    needs("g++")
+    program = tmp_path / "fenced.py"
+    program.write_text(FENCED)
+    here = Path(__file__).parent
+    shared = tmp_path_factory.getbasetemp().parent / "kernels"
+    arguments = [str(here), str(here.parent), str(shared), *(["beyond"] if beyond else [])]
+    done = subprocess.run(
+        [sys.executable, str(program), *arguments], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.stdout == "done\n", done.stderr[-3000:]
+    assert (done.returncode == 0) is not beyond
+
+
+# On a GPU
+
+
+def a_cell(**options: Any) -> Any:
+    return compile_cell("top1", 64, backend="native", dropout=0.0, **options).to(GPU)
+
+
+def on_another_stream(run: Callable[[], object]) -> None:
+    """As a capture wants it to have run before."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        run()
+    torch.cuda.current_stream().wait_stream(stream)
+
+
+@needs_gpu
+def test_a_captured_graph_computes_anew() -> None:
+    module = a_cell(projection=64).eval()
+    x = torch.randn(2, 64, 33, 33, device=GPU).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        on_another_stream(lambda: module(x))
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = module(x)
+        for _ in range(2):
+            x.normal_()
+            graph.replay()
+            assert torch.equal(y, module(x))
+
+
+@needs_gpu
+def test_a_captured_training_step_is_the_step() -> None:
+    x = torch.randn(2, 64, 33, 33, device=GPU)
+    module, twin = a_cell().train(), a_cell().train()
+    twin.load_state_dict(module.state_dict())
+
+    def step(trained: Any) -> None:
+        trained.zero_grad(set_to_none=True)
+        trained(x).square().mean().backward()
+
+    on_another_stream(lambda: step(module))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step(module)
+    x.normal_()
+    graph.replay()
+    step(twin)
+    for one, other in zip(module.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(one.grad, other.grad)
+
+
+@needs_gpu
+def test_nothing_waits_for_the_gpu() -> None:
+    module = a_cell().train()
+    x = torch.randn(2, 64, 33, 33, device=GPU, requires_grad=True)
+    module(x).sum().backward()
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        module(x).sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+@needs_gpu
+def test_another_stream() -> None:
+    module = a_cell().eval()
+    x = torch.randn(2, 64, 33, 33, device=GPU)
+    results = []
+    with torch.no_grad():
+        on_another_stream(lambda: results.append(module(x)))
+        assert torch.equal(results[0], module(x))
+
+
+@needs_gpu
+def test_the_same_bits_in_every_run() -> None:
+    module = a_cell().train()
+    x = torch.randn(2, 64, 33, 33, device=GPU)
+    every = []
+    for _ in range(3):
+        module.zero_grad()
+        module(x).square().sum().backward()
+        every.append([p.grad.clone() for p in module.parameters()])
+    assert all(torch.equal(a, b) for run in every[1:] for a, b in zip(run, every[0], strict=True))
+
+
+@needs_gpu
+def test_depthwise_on_a_gpu() -> None:
+    x, weight = torch.randn(2, 24, 19, 17, device=GPU), torch.randn(24, 1, 3, 3, device=GPU)
+    with fp32_multiplied("ieee"):
+        expected = torch.nn.functional.conv2d(x, weight, padding="same", dilation=(2, 5), groups=24)
+    torch.testing.assert_close(depthwise_conv2d(x, weight, (2, 5)), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are no two GPUs")
+def test_two_devices_in_one_process() -> None:
+    module = a_cell().eval()
+    x = torch.randn(2, 64, 33, 33, device=GPU)
+    with torch.no_grad():
+        expected = module(x)
+        found = module.to("cuda:1")(x.to("cuda:1"))
+    assert torch.cuda.current_device() == 0
+    assert torch.equal(found.to(GPU), expected)
+
+
+@needs_gpu
+@pytest.mark.soak
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
+def test_compute_sanitizer(tool: str, needs: Callable[[str], str]) -> None:
+    command = [
+        needs("compute-sanitizer"),
+        "--tool",
+        tool,
+        "--error-exitcode",
+        "9",
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+    ]
+    tests = Path(__file__).parent / "test_primitives.py"
+    chosen = "cuda and (many_channels or many_positions or many_filters)"
+    done = subprocess.run(
+        [*command, str(tests), "-k", chosen], capture_output=True, text=True, timeout=3600, check=False
+    )
+    assert done.returncode == 0, done.stdout[-3000:]

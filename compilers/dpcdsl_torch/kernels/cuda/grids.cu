@@ -65,8 +65,8 @@ __device__ inline void gather(const Map& one, const Map& two, unsigned height, u
 }
 
 // y (+)= the bilinear resize of the cells, or the gradient of what was pooled to them. Cells: fp32.
-template <class T, int Count>
-__device__ inline void spread(const Map& cells, Relation relation, const Map& y, bool add) {
+template <class T, int Count, bool is_pooling>
+__device__ inline void spread(const Map& cells, bool align_corners, const Map& y, bool add) {
   const int64_t c = first_channel<Count>();
   if (c >= y.c) return;
   const float* data = static_cast<const float*>(cells.data) + c;
@@ -78,12 +78,14 @@ __device__ inline void spread(const Map& cells, Relation relation, const Map& y,
 #pragma unroll
       for (int i = 0; i < Count; i++) value[i] += of * cell[i];
     };
-    if (relation == kPooling) {
+    if constexpr (is_pooling) {
       const unsigned h = unsigned(y.h), w = unsigned(y.w), gh = unsigned(cells.h), gw = unsigned(cells.w);
+#pragma unroll 1
       for (unsigned gy = at.y * gh / h; gy < gh; gy++) {
         const Span rows = span(kPooling, gy, gh, h);
         if (rows.begin > unsigned(at.y)) break;
         if (rows.end <= unsigned(at.y)) continue;
+#pragma unroll 1
         for (unsigned gx = at.x * gw / w; gx < gw; gx++) {
           const Span columns = span(kPooling, gx, gw, w);
           if (columns.begin > unsigned(at.x)) break;
@@ -92,8 +94,8 @@ __device__ inline void spread(const Map& cells, Relation relation, const Map& y,
         }
       }
     } else {
-      const Sample rows = sample(at.y, cells.h, y.h, relation == kAlignedCorners);
-      const Sample columns = sample(at.x, cells.w, y.w, relation == kAlignedCorners);
+      const Sample rows = sample(at.y, cells.h, y.h, align_corners);
+      const Sample columns = sample(at.x, cells.w, y.w, align_corners);
       take(rows.low, columns.low, (1 - rows.weight) * (1 - columns.weight));
       take(rows.low, columns.high, (1 - rows.weight) * columns.weight);
       take(rows.high, columns.low, rows.weight * (1 - columns.weight));
@@ -112,8 +114,11 @@ using namespace dpc;
   dpc_gather_##name##_##Count(Map one, Map two, int height, int width, int relation, int share, float* partial) {     \
     gather<Type, Count>(one, two, height, width, Relation(relation), share, partial);                                 \
   }                                                                                                                   \
-  DPC_KERNEL(kLanesX* kLanesY) dpc_spread_##name##_##Count(Map cells, int relation, Map y, int add) {                 \
-    spread<Type, Count>(cells, Relation(relation), y, add != 0);                                                      \
+  DPC_KERNEL(kLanesX* kLanesY) dpc_resize_##name##_##Count(Map cells, Map y, int align_corners) {                     \
+    spread<Type, Count, false>(cells, align_corners != 0, y, false);                                                  \
+  }                                                                                                                   \
+  DPC_KERNEL(kLanesX* kLanesY) dpc_pool_backward_##name##_##Count(Map cells, Map y, int add) {                        \
+    spread<Type, Count, true>(cells, false, y, add != 0);                                                             \
   }
 
 DPC_EVERY_TYPE(DPC_GRIDS)

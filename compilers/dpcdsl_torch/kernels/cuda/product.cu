@@ -14,6 +14,7 @@ namespace dpc {
 constexpr int kMostParts = 8;   // inputs, products, or grids, in one launch
 constexpr int kStride = 80;     // bytes between rows of shared memory: those of 8 rows are in different banks
 constexpr int kBand = 16;       // rows that leave a block together
+constexpr int kGroup = 4;       // filters of a thread then: registers are few while the sums are in them
 
 // An input x of a product, and its part of the weight, [filters, depth] with 0 after the input's channels.
 struct Source {
@@ -92,13 +93,12 @@ __device__ inline void produce(const Products& all, const Source& source, const 
 
 // Where a block is in the depth of its product.
 struct Cursor {
-  int source;
-  int64_t k;
+  int source, k;
 };
 
 template <class T>
-__device__ inline int64_t chunks(const Source& source) {
-  return (source.x.c + kChunk<T> - 1) / kChunk<T>;
+__device__ inline int chunks(const Source& source) {
+  return (int(source.x.c) + kChunk<T> - 1) / kChunk<T>;
 }
 
 // A column's running sums. Moments are taken from the first value (the pivot), so that nothing cancels.
@@ -106,34 +106,34 @@ struct Column {
   float pivot, one, two;
 };
 
-// Eight filters of a position, on their way out: from their sums to what is stored, which `value` is then.
+// A few filters of a position, on their way out: from their sums to what is stored, which `value` is then.
 template <class T>
-__device__ inline void finish(const Products& all, const Target& target, const Place& at, int64_t f, float (&value)[8]) {
+__device__ inline void finish(const Products& all, const Target& target, const Place& at, int64_t f, float (&value)[kGroup]) {
   const int64_t left = target.y.c - f;
   const bool aligned = target.aligned;
-  float other[8];
+  float other[kGroup];
   if (target.mask_scale) {
-    float scale[8], shift[8];
-    load_some<8>(static_cast<const T*>(target.mask.data) + offset(target.mask, at.n, at.y, at.x) + f, left, aligned, other);
-    load_some_floats<8>(target.mask_scale + f, left, aligned, scale);
-    load_some_floats<8>(target.mask_shift + f, left, aligned, shift);
+    float scale[kGroup], shift[kGroup];
+    load_some<kGroup>(static_cast<const T*>(target.mask.data) + offset(target.mask, at.n, at.y, at.x) + f, left, aligned, other);
+    load_some_floats<kGroup>(target.mask_scale + f, left, aligned, scale);
+    load_some_floats<kGroup>(target.mask_shift + f, left, aligned, shift);
 #pragma unroll
-    for (int i = 0; i < 8; i++)
+    for (int i = 0; i < kGroup; i++)
       if (scale[i] * other[i] + shift[i] <= 0) value[i] = 0;
   }
   if (target.bias) {
-    load_some_floats<8>(target.bias + f, left, aligned, other);
+    load_some_floats<kGroup>(target.bias + f, left, aligned, other);
 #pragma unroll
-    for (int i = 0; i < 8; i++) value[i] += other[i];
+    for (int i = 0; i < kGroup; i++) value[i] += other[i];
   }
   if (target.more.data) {
     const int64_t from = offset(target.more, at.n, at.y, at.x) + f;
     if (target.more.type == kFloat32)
-      load_some<8>(static_cast<const float*>(target.more.data) + from, left, aligned, other);
+      load_some<kGroup>(static_cast<const float*>(target.more.data) + from, left, aligned, other);
     else
-      load_some<8>(static_cast<const T*>(target.more.data) + from, left, aligned, other);
+      load_some<kGroup>(static_cast<const T*>(target.more.data) + from, left, aligned, other);
 #pragma unroll
-    for (int i = 0; i < 8; i++) value[i] += other[i];
+    for (int i = 0; i < kGroup; i++) value[i] += other[i];
   }
   for (int g = target.first_grid; g < target.first_grid + target.grids; g++) {
     const Map& grid = all.grid[g];
@@ -143,7 +143,7 @@ __device__ inline void finish(const Products& all, const Target& target, const P
     const float *a = data + offset(grid, at.n, rows.low, columns.low), *b = data + offset(grid, at.n, rows.low, columns.high);
     const float *c = data + offset(grid, at.n, rows.high, columns.low), *d = data + offset(grid, at.n, rows.high, columns.high);
 #pragma unroll
-    for (int i = 0; i < 8; i++) {
+    for (int i = 0; i < kGroup; i++) {
       if (i >= left) continue;
       const float above = a[i] * (1 - columns.weight) + b[i] * columns.weight;
       const float below = c[i] * (1 - columns.weight) + d[i] * columns.weight;
@@ -151,14 +151,14 @@ __device__ inline void finish(const Products& all, const Target& target, const P
     }
   }
 #pragma unroll
-  for (int i = 0; i < 8; i++) value[i] = clamp(value[i], target.floor);
+  for (int i = 0; i < kGroup; i++) value[i] = clamp(value[i], target.floor);
   const int64_t to = offset(target.y, at.n, at.y, at.x) + f;
   if (target.y.type == kFloat32) {
-    store_some<8>(value, static_cast<float*>(target.y.data) + to, left, aligned);
+    store_some<kGroup>(value, static_cast<float*>(target.y.data) + to, left, aligned);
   } else {
-    store_some<8>(value, static_cast<T*>(target.y.data) + to, left, aligned);
+    store_some<kGroup>(value, static_cast<T*>(target.y.data) + to, left, aligned);
 #pragma unroll
-    for (int i = 0; i < 8; i++) value[i] = rounded<T>(value[i]);
+    for (int i = 0; i < kGroup; i++) value[i] = rounded<T>(value[i]);
   }
 }
 
@@ -167,7 +167,7 @@ __device__ inline void finish(const Products& all, const Target& target, const P
 template <class T, int kColumns, class Put>
 __device__ inline void leave(const Products& all, const Target& target, unsigned first, int first_filter, float* tile,
                              Put put) {
-  constexpr int kApart = kColumns + 4, kGroups = kColumns / 8;
+  constexpr int kApart = kColumns + 4, kGroupsOfRow = kColumns / kGroup;
   const unsigned count = unsigned(positions(target.y));
   const int64_t column = first_filter + threadIdx.x;
   const bool sums_up = (target.mean || target.sums) && threadIdx.x < kColumns && column < target.y.c;
@@ -177,15 +177,15 @@ __device__ inline void leave(const Products& all, const Target& target, unsigned
     put(band, tile);
     __syncthreads();
 #pragma unroll 1
-    for (int item = threadIdx.x; item < kBand * kGroups; item += kThreads) {
-      const int row = item / kGroups, at = item % kGroups * 8;
+    for (int item = threadIdx.x; item < kBand * kGroupsOfRow; item += kThreads) {
+      const int row = item / kGroupsOfRow, at = item % kGroupsOfRow * kGroup;
       const unsigned p = first + band * kBand + row;
       const int64_t f = first_filter + at;
       if (p >= count || f >= target.y.c) continue;
-      float value[8];
-      load<8>(tile + row * kApart + at, value);
+      float value[kGroup];
+      load<kGroup>(tile + row * kApart + at, value);
       finish<T>(all, target, place(target.y, p), f, value);
-      if (target.mean || target.sums) store<8>(value, tile + row * kApart + at);
+      if (target.mean || target.sums) store<kGroup>(value, tile + row * kApart + at);
     }
     if (!target.mean && !target.sums) continue;
     __syncthreads();
@@ -231,13 +231,12 @@ __device__ inline void multiply(const Products& all) {
 
   const auto fill = [&](unsigned char* stage, const Cursor& cursor) {
     const Source& source = all.source[cursor.source];
-    const int64_t k = cursor.k + piece * kCount;
-    const T* weight = static_cast<const T*>(source.weight) + k;
-#pragma unroll
-    for (int f = row; f < kColumns; f += kThreads / kPieces) {
-      const bool is_there = first_filter + f < target.y.c && k < source.depth;
-      copy_async(stage + (kRows + f) * kStride + piece * 16,
-                 is_there ? weight + (first_filter + f) * source.depth : source.weight, is_there);
+    const int k = cursor.k + piece * kCount, depth = int(source.depth);
+    const T* weight = static_cast<const T*>(source.weight) + int64_t(first_filter + row) * depth + k;
+#pragma unroll 1
+    for (int f = row; f < kColumns; f += kThreads / kPieces, weight += kThreads / kPieces * depth) {
+      const bool is_there = first_filter + f < target.y.c && k < depth;
+      copy_async(stage + (kRows + f) * kStride + piece * 16, is_there ? weight : source.weight, is_there);
     }
     commit_copies();
     float value[kCount] = {};
@@ -251,7 +250,7 @@ __device__ inline void multiply(const Products& all) {
 
   const int last_source = target.first_source + target.sources;
   Cursor cursor = {target.first_source, 0};
-  int64_t skip = int64_t(blockIdx.z) * all.share, mine = 0;
+  int skip = blockIdx.z * all.share, mine = 0;
   for (int s = target.first_source; s < last_source; s++) mine += chunks<T>(all.source[s]);
   mine = mine - skip < all.share ? mine - skip : all.share;
   while (cursor.source < last_source && skip >= chunks<T>(all.source[cursor.source]))
@@ -260,7 +259,7 @@ __device__ inline void multiply(const Products& all) {
 
   Sums<kTiles> sum = {};
   if (mine > 0) fill(stages, cursor);
-  for (int64_t chunk = 0; chunk < mine; chunk++) {
+  for (int chunk = 0; chunk < mine; chunk++) {
     const unsigned char* stage = stages + chunk % 2 * kStage;
     wait_for_copies();
     __syncthreads();  // this chunk is there, and nobody reads the one before any more
