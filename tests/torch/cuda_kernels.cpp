@@ -12,23 +12,24 @@
 namespace {
 
 template <class... Parameters, size_t... index>
-void call(void (*kernel)(Parameters...), void** given, dim3 grid, dim3 block, std::index_sequence<index...>) {
-  emulator::launch(grid, block, [=] { kernel(*static_cast<std::remove_reference_t<Parameters>*>(given[index])...); });
+void call(void (*kernel)(Parameters...), void** given, dim3 grid, dim3 block, size_t shared,
+          std::index_sequence<index...>) {
+  emulator::launch(grid, block, shared, [=] { kernel(*static_cast<std::remove_reference_t<Parameters>*>(given[index])...); });
 }
 
 template <auto kernel, class... Parameters>
-void call_with(void (*)(Parameters...), void** given, dim3 grid, dim3 block) {
-  call(kernel, given, grid, block, std::index_sequence_for<Parameters...>());
+void call_with(void (*)(Parameters...), void** given, dim3 grid, dim3 block, size_t shared) {
+  call(kernel, given, grid, block, shared, std::index_sequence_for<Parameters...>());
 }
 
 template <auto kernel>
-void run(void** given, dim3 grid, dim3 block) {
-  call_with<kernel>(kernel, given, grid, block);
+void run(void** given, dim3 grid, dim3 block, size_t shared) {
+  call_with<kernel>(kernel, given, grid, block, shared);
 }
 
 struct Function {
   const char* name;
-  void (*run)(void**, dim3, dim3);
+  void (*run)(void**, dim3, dim3, size_t);
 };
 
 #define ONE(name) {#name, run<name>},
@@ -73,7 +74,7 @@ int cuLaunchKernel(const Function* function, unsigned grid_x, unsigned grid_y, u
                    unsigned block_y, unsigned block_z, unsigned shared, void*, void** given, void**) {
   if (grid_x == 0 || grid_y == 0 || grid_z == 0 || grid_y > 65535 || grid_z > 65535) return 1;
   if (shared > emulator::kShared) return 1;
-  function->run(given, {grid_x, grid_y, grid_z}, {block_x, block_y, block_z});
+  function->run(given, {grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, shared);
   return 0;
 }
 

@@ -4,6 +4,7 @@
 // something is read too early. A GPU's memory model is not in it, nor its speed; what a kernel computes is.
 #pragma once
 #include <setjmp.h>
+#include <sys/mman.h>
 #include <ucontext.h>
 
 #include <array>
@@ -53,7 +54,14 @@ inline unsigned current, turn;
 inline jmp_buf scheduler;
 inline void (*body)(void*);
 inline void* argument;
-alignas(128) inline unsigned char shared[kShared];
+// Dynamic shared memory ends where a page begins that nobody may touch.
+inline unsigned char* const shared_end = [] {
+  constexpr size_t kGuard = 64 << 10;
+  void* all = mmap(nullptr, kShared + kGuard, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  unsigned char* end = static_cast<unsigned char*>(all) + kShared;
+  return all == MAP_FAILED || mprotect(end, kGuard, PROT_NONE) ? nullptr : end;
+}();
+inline size_t shared_bytes;
 
 inline void begin() {
   body(argument);
@@ -94,7 +102,7 @@ inline void run_warp(unsigned first, unsigned count) {
 }
 
 inline void run_block(unsigned count) {
-  std::memset(shared, 0xff, sizeof shared);
+  std::memset(shared_end - shared_bytes, 0xff, shared_bytes);
   for (Thread& thread : threads) {
     thread.wait = kStart;
     thread.copies.assign(1, {});
@@ -114,8 +122,9 @@ inline void run_block(unsigned count) {
 }
 
 template <class Body>
-void launch(dim3 grid, dim3 block, Body run) {
+void launch(dim3 grid, dim3 block, size_t bytes, Body run) {
   gridDim = grid, blockDim = block;
+  shared_bytes = (bytes + 127) / 128 * 128;
   const unsigned count = block.x * block.y * block.z;
   threads.resize(count);
   for (unsigned t = 0; t < count; t++) {
@@ -175,7 +184,7 @@ inline void narrow(float value, Float16* to) { *to = Float16(value); }
 
 // The instructions of matrix.cuh, as the PTX ISA (9.7.14, warp-level matrix instructions) lays out their fragments.
 
-inline unsigned char* shared_memory() { return emulator::shared; }
+inline unsigned char* shared_memory() { return emulator::shared_end - emulator::shared_bytes; }
 
 inline void copy_async(void* to, const void* from, bool exists) {
   emulator::threads[emulator::current].copies.back().push_back({to, exists ? from : nullptr});
@@ -210,6 +219,11 @@ inline void load_matrices_turned(const void* row, uint32_t (&to)[4]) {
                   static_cast<const char*>(rows[8 * j + 2 * (lane % 4) + half]) + 2 * (lane / 4), 2);
 }
 
+// By names of its own: for what is declared after this header, an overload would silently take fp32 for fp16.
+inline float as_float(BFloat16 value) { return widen(value); }
+inline float as_float(Float16 value) { return widen(value); }
+inline float as_float(float value) { return value; }
+
 struct Fragments {
   uint32_t a[4], b[2];
 };
@@ -225,7 +239,7 @@ void multiply_fragments(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint
   const auto part = [](uint32_t word, int which) {
     T value;
     std::memcpy(&value, reinterpret_cast<const char*>(&word) + sizeof(T) * which, sizeof(T));
-    return widen(value);
+    return as_float(value);
   };
   for (int i = 0; i < 2; i++)
     for (int j = 0; j < 2; j++) {

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
+from torch_subjects import DEVICES
 
 from dpcdsl import DpcError
 from dpcdsl.layers import Convolution, DepthwiseConvolution, GridPool, Resize
@@ -169,26 +170,31 @@ def settings_of_a_map() -> list[Any]:
     # Doubles are ATen's either way.
     kept = [case for case in cases if case[0] is not torch.float64 or case[3] == "auto"]
     return [
-        pytest.param(*case, id=f"{str(case[0])[6:]}-{'nhwc' if case[1] else 'nchw'}-{case[2]}-{case[3]}")
+        pytest.param(
+            *case, device, id=f"{str(case[0])[6:]}-{'nhwc' if case[1] else 'nchw'}-{case[2]}-{case[3]}-{device}"
+        )
         for case in kept
+        for device in DEVICES
     ]
 
 
-on_any_map = pytest.mark.parametrize(("dtype", "last", "n", "backend"), settings_of_a_map())
+on_any_map = pytest.mark.parametrize(("dtype", "last", "n", "backend", "device"), settings_of_a_map())
 
 
 @on_any_map
-def test_opcheck_of_evaluation(dtype: torch.dtype, last: bool, n: int, backend: str) -> None:
+def test_opcheck_of_evaluation(dtype: torch.dtype, last: bool, n: int, backend: str, device: str) -> None:
     task = replace(MIXED, backend=backend, projection=3)
     task = replace(task, epsilon=(1e-5,) * len(task.convolutions))
-    weights = list(prepare(task, weights_of(task, dtype), CPU, dtype).values())
-    torch.library.opcheck(OPS.cell.default, (a_map(task, dtype, n, last=last), weights, task.dumps()))
+    named = {name: weight.to(device) for name, weight in weights_of(task, dtype).items()}
+    weights = list(prepare(task, named, torch.device(device), dtype).values())
+    torch.library.opcheck(OPS.cell.default, (a_map(task, dtype, n, last=last).to(device), weights, task.dumps()))
 
 
 @on_any_map
-def test_opcheck_of_training(dtype: torch.dtype, last: bool, n: int, backend: str) -> None:
+def test_opcheck_of_training(dtype: torch.dtype, last: bool, n: int, backend: str, device: str) -> None:
     task = replace(MIXED, backend=backend)
-    x, named = a_map(task, dtype, n, last=last).requires_grad_(), weights_of(task, dtype)
+    x = a_map(task, dtype, n, last=last).to(device).requires_grad_()
+    named = {name: weight.to(device) for name, weight in weights_of(task, dtype).items()}
     for name, weight in named.items():
         weight.requires_grad_(is_learnt(name))
     weights, batch = list(named.values()), batches(task, "some")
@@ -207,10 +213,11 @@ def test_opcheck_of_training(dtype: torch.dtype, last: bool, n: int, backend: st
 @pytest.mark.parametrize("n", [0, 2])
 @pytest.mark.parametrize("last", [False, True], ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
-def test_opcheck_of_depthwise(dtype: torch.dtype, last: bool, n: int) -> None:
-    x = a_map(task_of(conv(0, 5, 1)), dtype, n, last=last).requires_grad_()
+@pytest.mark.parametrize("device", DEVICES)
+def test_opcheck_of_depthwise(device: str, dtype: torch.dtype, last: bool, n: int) -> None:
+    x = a_map(task_of(conv(0, 5, 1)), dtype, n, last=last).to(device).requires_grad_()
     g = torch.randn_like(x).requires_grad_()
-    weight = torch.randn(5, 1, 3, 2, dtype=dtype, requires_grad=True)
+    weight = torch.randn(5, 1, 3, 2, dtype=dtype, device=device, requires_grad=True)
     for rate in ((1, 1), (2, 9)):
         torch.library.opcheck(OPS.depthwise.default, (x, weight, rate))
         torch.library.opcheck(OPS.depthwise_backward_input.default, (g, weight, rate))

@@ -629,7 +629,8 @@ def test_projection(subject: Subject) -> None:
 @pytest.mark.parametrize("calls", [(9,), (10, 2), (0, 17)])
 def test_more_branches_and_grids_than_one_launch_takes(subject: Subject, calls: tuple[int, ...]) -> None:
     grids = tuple((rows, columns) for rows in (1, 2, 3) for columns in (1, 2, 3))
-    assert_split(subject, Split(Case(c=9, n=1), calls, 20, grids, False, True))
+    for filters in (17, 64):  # and where a part's depth is whole chunks
+        assert_split(subject, Split(Case(c=9, n=1, filters=filters), calls, 20, grids, False, True))
 
 
 def test_evaluation_is_the_same_in_any_number_of_threads(subject: Subject) -> None:
