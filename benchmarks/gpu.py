@@ -12,7 +12,6 @@ import copy
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from statistics import median
 from typing import Any
 
@@ -203,12 +202,9 @@ def _roofline(case: Case, trains: bool, bytes_a_second: float, multiply_adds_a_s
     results = sum(case.cell.out_channels(case.channels))
     maps = 3 * case.channels + 2 * results if trains else case.channels + results
     moved = positions * maps * case.dtype.itemsize
-    return max(
-        moved / bytes_a_second, (3 if trains else 1) * case.batch * found.madds / multiply_adds_a_second
-    )
+    return max(moved / bytes_a_second, (3 if trains else 1) * case.batch * found.madds / multiply_adds_a_second)
 
 
 if __name__ == "__main__":
-    small = [Case("small", TOP1, 16, 2, (9, 9), dtype=dtype) for dtype in TYPES]
-    for row in measure("cpu", [replace(case) for case in small]) or []:
+    for row in measure("cpu", [Case("small", TOP1, 16, 2, (9, 9), dtype=dtype) for dtype in TYPES]) or []:
         print(*row, sep=" | ")

@@ -93,8 +93,10 @@ def emulated(scratch: Path, compiler: str) -> CudaPrimitives:
     key = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(sources))).hexdigest()[:16]
 
     def make(folder: Path) -> Path:
-        # Fortified, longjmp takes the stack of another thread of the kernel for a mistake.
+        # Fortified, longjmp takes the stack of another thread of the kernel for a mistake. An access that is not
+        # aligned, which a GPU refuses, kills.
         flags = ("-std=c++17", "-O1", "-shared", "-fPIC", "-U_FORTIFY_SOURCE", "-Wno-unknown-pragmas")
+        flags += ("-fsanitize=alignment", "-fsanitize-undefined-trap-on-error")
         library = folder / "library.so"
         command = [compiler, *flags, f"-I{KERNELS}", f"-I{SOURCES}", str(here / "cuda_kernels.cpp"), "-o", str(library)]
         subprocess.run(command, check=True, timeout=300)

@@ -535,6 +535,8 @@ class _Launch:
     ) -> None:
         assert weight.is_contiguous()
         assert weight.dtype is self._dtype is x.kept.dtype
+        assert weight.shape[1] * weight.itemsize % _ACCESS == 0
+        weight = weight if weight.data_ptr() % _ACCESS == 0 else weight.clone()
         source = self._all.source[self._sources]
         source.x, source.weight, source.depth, source.floor = x, weight.data_ptr(), weight.shape[1], NO_FLOOR
         vectors: tuple[Tensor | None, ...] = ()

@@ -46,13 +46,17 @@ class Kernels:
         self.multiprocessors = multiprocessors
         self._driver, self._stream, self._guard = driver, stream, guard
         self._functions: dict[str, c_void_p] = {}
+        self._context = c_void_p()  # torch's own, of the device
         with guard():
+            self._call("cuCtxGetCurrent", ctypes.byref(self._context))
             for image, names in cubins.items():
                 module = c_void_p()
                 self._call("cuModuleLoadData", ctypes.byref(module), image)
                 for name in names:
-                    self._functions[name] = c_void_p()
-                    self._call("cuModuleGetFunction", ctypes.byref(self._functions[name]), module, name.encode())
+                    function = self._functions[name] = c_void_p()
+                    self._call("cuModuleGetFunction", ctypes.byref(function), module, name.encode())
+                    if hasattr(driver, "cuFuncLoad"):  # now, and not at its first launch, which may be in a capture
+                        self._call("cuFuncLoad", function)
 
     def launch(
         self, name: str, grid: tuple[int, int, int], block: tuple[int, int, int], *arguments: Any, shared: int = 0
@@ -68,6 +72,7 @@ class Kernels:
             if shared > _STATIC_SHARED:
                 self._call("cuFuncSetAttribute", self._functions[name], _MAX_DYNAMIC_SHARED, shared)
             stream = c_void_p(self._stream())
+            self._call("cuCtxSetCurrent", self._context)  # a thread may be new, and its guard had nothing to do
             self._call("cuLaunchKernel", self._functions[name], *grid, *block, shared, stream, pointers, None)
 
     def _call(self, name: str, *arguments: Any) -> None:
@@ -140,6 +145,7 @@ def _loaded(index: int) -> Kernels | Absent:
         for path in sorted(nvrtc.SOURCES.glob("*.cu")):
             compiled = nvrtc.compile_source(path.name, architecture)
             cubins[compiled.image] = tuple(kernel.name for kernel in compiled.kernels)
+        torch.empty(1, device=torch.device("cuda", index))  # from here on there is a context
         return Kernels(
             ctypes.CDLL("libcuda.so.1"),
             cubins,

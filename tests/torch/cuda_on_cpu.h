@@ -187,6 +187,7 @@ inline void narrow(float value, Float16* to) { *to = Float16(value); }
 inline unsigned char* shared_memory() { return emulator::shared_end - emulator::shared_bytes; }
 
 inline void copy_async(void* to, const void* from, bool exists) {
+  if ((reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from)) % 16) emulator::fail("a copy is not aligned");
   emulator::threads[emulator::current].copies.back().push_back({to, exists ? from : nullptr});
 }
 inline void commit_copies() { emulator::threads[emulator::current].copies.emplace_back(); }

@@ -313,6 +313,13 @@ def test_cells_of_the_papers_space_by_the_cuda_kernels(block: int) -> None:
         check(replace(random_case(1000 + 100 * block + number, cell), backend="auto"))
 
 
+@pytest.mark.usefixtures("cuda_on_the_cpu")
+@pytest.mark.parametrize("without", FUSIONS)
+def test_each_fusion_left_out_by_the_cuda_kernels(mixed: Cell, without: str) -> None:
+    for mode in ("eval", "train"):
+        check(Case(mixed, 20, (2, 7, 11), mode, without=frozenset({without}), options={"projection": 20}))
+
+
 # Operators of a user's own
 
 

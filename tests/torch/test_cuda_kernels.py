@@ -173,11 +173,18 @@ def test_the_architecture_of_a_gpu(capability: tuple[int, int], expected: str | 
 def pretended(monkeypatch: pytest.MonkeyPatch, subject: Subject) -> Iterator[dict[str, Any]]:
     """A GPU as torch would tell of it, behind the emulated driver. What is changed here changes the GPU."""
     facts: dict[str, Any] = {"capability": (9, 0), "capturing": False, "compiled": 0}
+    usual_empty = torch.empty
     driver, usual = emulated_kernels(subject)._driver, ctypes.CDLL
 
     def compiled(name: str, architecture: str) -> Cubin:
         facts["compiled"] += 1
         return Cubin(name.encode(), architecture, (Kernel("dpc_total", 1, 0, 0, 0),), False)
+
+    def empty(*sizes: int, device: torch.device) -> Tensor:
+        assert device.type == "cuda"
+        return usual_empty(*sizes)
+
+    monkeypatch.setattr(torch, "empty", empty)
 
     class Properties:
         multi_processor_count = 7

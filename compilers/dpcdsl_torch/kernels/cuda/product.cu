@@ -55,7 +55,7 @@ struct Products {
   int32_t dy[kMostTaps], dx[kMostTaps];
 };
 
-// What goes into the product: channels c .. c + Count of one position.
+// What goes into the product: channels c .. c + Count of one position, 0 past the last.
 template <class T, int Count>
 __device__ inline void produce(const Products& all, const Source& source, const Place& at, int64_t c, float* value) {
   const Map& x = source.x;
@@ -83,11 +83,6 @@ __device__ inline void produce(const Products& all, const Source& source, const 
     }
 #pragma unroll
     for (int i = 0; i < Count; i++) value[i] = clamp(value[i], source.floor);
-  }
-  if (!aligned) {  // past the channels there may be a floor above 0, or a NaN: a weight of 0 does not undo that
-#pragma unroll
-    for (int i = 0; i < Count; i++)
-      if (i >= left) value[i] = 0;
   }
 }
 
