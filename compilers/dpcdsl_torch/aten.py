@@ -15,7 +15,7 @@ import torch.nn.functional as F  # noqa: N812 (the name everyone gives it)
 from torch import Tensor
 
 from dpcdsl_torch.plan import GROUPED_CHANNELS
-from dpcdsl_torch.primitives import Affine, Branch, Moments, NormGradient, Projection, Taps
+from dpcdsl_torch.primitives import Affine, Branch, CrossEntropy, Moments, NormGradient, Projection, Taps
 
 __all__ = ["PRIMITIVES", "AtenPrimitives"]
 
@@ -297,6 +297,35 @@ class AtenPrimitives:
     def resize(self, source: Tensor, out: Tensor, align_corners: bool) -> None:
         if out.shape[0]:
             out.copy_(F.interpolate(source, tuple(out.shape[2:]), mode="bilinear", align_corners=align_corners))
+
+    def cross_entropy(self, loss: CrossEntropy, losses: Tensor | None, gradient: Tensor | None) -> Tensor:
+        logits, size = _widened(loss.logits), tuple(loss.labels.shape[1:])
+        classes = logits.shape[1]
+        labels = loss.labels.long()
+        counted = labels != loss.ignored
+        known = counted & (labels >= 0) & (labels < classes)
+        sums = torch.stack([known.new_zeros((), dtype=torch.long), counted.sum(), (counted & ~known).sum()]).double()
+        if logits.shape[0] == 0:
+            return sums
+        taken = known if loss.chosen is None else known & loss.chosen
+        index = torch.where(known, labels, 0)
+        weights = taken.to(logits.dtype)
+        if loss.weights is not None:
+            weights = torch.where(taken, loss.weights.to(logits.dtype)[index], 0)
+        large = F.interpolate(logits, size, mode="bilinear", align_corners=loss.align_corners).log_softmax(1)
+        each = torch.where(taken, -large.gather(1, index[:, None])[:, 0] * weights, 0)
+        sums[0] = each.sum(dtype=torch.float64)
+        if losses is not None:
+            losses.copy_(each)
+        if gradient is not None:
+            slope = large.exp()
+            slope.scatter_add_(1, index[:, None], torch.full_like(slope[:, :1], -1))
+            slope = torch.where(taken[:, None], slope * weights[:, None], 0)
+            found = torch.ops.aten.upsample_bilinear2d_backward(
+                slope, size, tuple(logits.shape), loss.align_corners, None, None
+            )
+            gradient.copy_(found)
+        return sums
 
     def resize_backward(self, gradients: tuple[Tensor, ...], size: tuple[int, int], align_corners: bool) -> Tensor:
         g = _sum(gradients)

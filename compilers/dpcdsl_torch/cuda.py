@@ -21,13 +21,16 @@ from torch import Tensor
 from dpcdsl.errors import DpcError
 from dpcdsl_torch import launch
 from dpcdsl_torch.launch import Kernels
-from dpcdsl_torch.primitives import Affine, Branch, Moments, NormGradient, Projection, Taps
+from dpcdsl_torch.primitives import Affine, Branch, CrossEntropy, Moments, NormGradient, Projection, Taps
 from dpcdsl_torch.structures import NO_FLOOR, Map, address_of, floor_of, map_of, vector_of
 
-__all__ = ["DTYPES", "MOST_TAPS", "CudaPrimitives", "primitives"]
+__all__ = ["DTYPES", "MOST_CLASSES", "MOST_TAPS", "CudaPrimitives", "primitives"]
 
 #: How many taps a depthwise kernel may have here (kMostTaps of device.cuh).
 MOST_TAPS = 1024
+
+#: How many classes a cross-entropy may have here: what a block keeps of each is in its shared memory.
+MOST_CLASSES = 1024
 
 #: The types of maps.
 DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16})
@@ -40,6 +43,7 @@ _LANES_X, _LANES_Y, _POSITIONS, _SUM_LANES_Y = 32, 4, 4, 8
 _THREADS, _ROWS, _CHUNK_BYTES = 256, 64, 64
 _MOST_PARTS, _STRIDE, _BAND, _GROUP = 8, 80, 16, 4
 _OUTER_COLUMNS, _VECTOR_THREADS = 128, 128
+_PIXELS, _CLASSES = 256, 32
 
 _EACH = (_LANES_X, _LANES_Y, 1)
 _SUMMING = (_LANES_X, _SUM_LANES_Y, 1)
@@ -86,6 +90,16 @@ class _Products(ctypes.Structure):
         ("grid", Map * _MOST_PARTS),
         ("dy", c_int32 * MOST_TAPS),
         ("dx", c_int32 * MOST_TAPS),
+    )
+
+
+class _CrossEntropy(ctypes.Structure):
+    _fields_ = (
+        ("logits", Map),
+        ("labels", c_void_p),
+        *((name, c_int32) for name in ("height", "width", "bytes", "align_corners")),
+        ("ignored", c_int64),
+        *((name, c_void_p) for name in ("weights", "chosen", "losses", "partial", "sums")),
     )
 
 
@@ -478,6 +492,52 @@ class CudaPrimitives:
             return _empty(gradients[0], gradients[0].shape[1], size, torch.float32)
         one, two = _incoming(gradients, gradients[0])
         return self._gather(one, two, size, _ALIGNED_CORNERS if align_corners else _ALIGNED_EDGES)
+
+    # The loss
+
+    def cross_entropy(self, loss: CrossEntropy, losses: Tensor | None, gradient: Tensor | None) -> Tensor:
+        logits, labels, chosen = loss.logits, loss.labels, loss.chosen
+        n, classes, h, w = logits.shape
+        sums = logits.new_zeros(3, dtype=torch.float64)
+        if n == 0:
+            return sums
+        assert classes <= MOST_CLASSES
+        assert labels.dtype in (torch.uint8, torch.int64)
+        assert labels.is_contiguous()
+        assert chosen is None or (
+            chosen.shape == labels.shape and chosen.dtype is torch.bool and chosen.is_contiguous()
+        )
+        assert losses is None or (losses.shape == labels.shape and losses.dtype is torch.float32)
+        assert losses is None or losses.is_contiguous()
+        assert gradient is None or gradient.is_contiguous(memory_format=torch.channels_last)
+        weights = None if loss.weights is None else vector_of(loss.weights)
+        cells, view = n * h * w, map_of(logits)
+        _positions(view)
+        partial = None if gradient is None else logits.new_empty((cells, 4, classes), dtype=torch.float32)
+        of_cells = logits.new_empty((cells, 3), dtype=torch.float64)
+        structure = _CrossEntropy(
+            *(view, labels.data_ptr(), *labels.shape[1:], labels.itemsize, loss.align_corners, loss.ignored),
+            *map(address_of, (weights, chosen, losses, partial, of_cells)),
+        )
+        floats = 12 * classes + _PIXELS * (_CLASSES + 1) + 4 * _PIXELS
+        self._kernels.launch(
+            f"dpc_cross_entropy_{_NAMES[logits.dtype]}",
+            (cells, 1, 1),
+            (_PIXELS, 1, 1),
+            structure,
+            shared=4 * floats + 8 * 3 * _PIXELS,
+        )
+        block = (_PIXELS, 1, 1)
+        self._kernels.launch("dpc_cross_entropy_sums", (1, 1, 1), block, of_cells, c_int64(cells), sums)
+        if gradient is not None:
+            values = cells * classes
+            self._kernels.launch(
+                "dpc_cross_entropy_gradient",
+                (_above(values, _PIXELS), 1, 1),
+                block,
+                *(partial, h, w, classes, c_int64(values), gradient),
+            )
+        return sums
 
     def _gather(self, one: Map, two: Map | None, grid: tuple[int, int], relation: int) -> Tensor:
         """For each cell of a grid, the sum over the positions that it has to do with."""

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dpcdsl_torch.build import Native, load
 from dpcdsl_torch.plan import GROUPED_CHANNELS
-from dpcdsl_torch.primitives import Affine, Branch, Moments, NormGradient, Projection, Taps
+from dpcdsl_torch.primitives import Affine, Branch, CrossEntropy, Moments, NormGradient, Projection, Taps
 from dpcdsl_torch.structures import NO_FLOOR, Map, address_of, floor_of, map_of, vector_of
 
 __all__ = ["DTYPES", "MOST_TAPS", "NativePrimitives", "primitives"]
@@ -85,6 +85,16 @@ class _Projection(ctypes.Structure):
     kept: Any
 
 
+class _CrossEntropy(ctypes.Structure):
+    _fields_ = (
+        ("logits", Map),
+        ("labels", c_void_p),
+        *(("height", c_int64), ("width", c_int64), ("bytes", c_int32), ("ignored", c_int64)),
+        *(("weights", c_void_p), ("chosen", c_void_p), ("align_corners", c_int32)),
+        *((name, c_void_p) for name in ("losses", "gradient", "sums")),
+    )
+
+
 _MapP, _DepthwiseP, _AffineP = ctypes.POINTER(Map), ctypes.POINTER(_Depthwise), ctypes.POINTER(_Affine)
 _NormGradientP, _BranchP, _ProjectionP = (
     ctypes.POINTER(_NormGradient),
@@ -112,6 +122,7 @@ _ARGUMENTS = {
     "dpc_resize": (_MapP, _MapP, c_int),
     "dpc_resize_backward": (_MapP, _MapP, _MapP, c_int),
     "dpc_copy": (_MapP, _MapP),
+    "dpc_cross_entropy": (ctypes.POINTER(_CrossEntropy),),
 }
 
 
@@ -418,6 +429,32 @@ class NativePrimitives:
             assert source.dtype is torch.float32
             target = _output(out, out.shape, out.dtype)
             self._call("dpc_resize", self._input(source), target, align_corners)
+
+    def cross_entropy(self, loss: CrossEntropy, losses: Tensor | None, gradient: Tensor | None) -> Tensor:
+        labels, weights, chosen = loss.labels, loss.weights, loss.chosen
+        n, height, width = labels.shape
+        assert n == loss.logits.shape[0]
+        assert labels.dtype in (torch.uint8, torch.int64)
+        assert labels.is_contiguous()
+        weights = None if weights is None else vector_of(weights)
+        assert chosen is None or (
+            chosen.shape == labels.shape and chosen.dtype is torch.bool and chosen.is_contiguous()
+        )
+        assert losses is None or (losses.shape == labels.shape and losses.dtype is torch.float32)
+        assert losses is None or losses.is_contiguous()
+        if gradient is not None:
+            _output(gradient, loss.logits.shape, torch.float32)
+            assert gradient.is_contiguous(memory_format=torch.channels_last)
+        sums = torch.zeros(3, dtype=torch.float64, device="cpu")
+        if n == 0:
+            return sums
+        structure = _CrossEntropy(
+            *(map_of(loss.logits), labels.data_ptr(), height, width, labels.itemsize, loss.ignored),
+            *(address_of(weights), address_of(chosen), loss.align_corners),
+            *map(address_of, (losses, gradient, sums)),
+        )
+        self._call("dpc_cross_entropy", structure)
+        return sums
 
     def resize_backward(self, gradients: tuple[Tensor, ...], size: tuple[int, int], align_corners: bool) -> Tensor:
         n, c = gradients[0].shape[:2]

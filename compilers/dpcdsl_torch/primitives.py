@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol, TypeAlias
 
 from torch import Tensor
 
-__all__ = ["Affine", "Branch", "Moments", "NormGradient", "Primitives", "Projection", "Taps"]
+__all__ = ["Affine", "Branch", "CrossEntropy", "Moments", "NormGradient", "Primitives", "Projection", "Taps"]
 
 
 class Taps(NamedTuple):
@@ -70,6 +70,22 @@ class Branch:
     relu: bool
     out: Tensor | None
     projection: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class CrossEntropy:
+    """What :meth:`Primitives.cross_entropy` sums up: weight of the label times cross-entropy of the resized logits.
+
+    logits: map [N, classes, h, w] of any strides. labels: uint8 or int64 [N, H, W], contiguous. weights: [classes], or
+    None. ignored: the label that counts for nothing. chosen: bool [N, H, W], the pixels that count, or None for all.
+    """
+
+    logits: Tensor
+    labels: Tensor
+    weights: Tensor | None
+    ignored: int
+    align_corners: bool
+    chosen: Tensor | None = None
 
 
 Grid: TypeAlias = Tensor
@@ -192,6 +208,13 @@ class Primitives(Protocol):
 
     def resize(self, source: Tensor, out: Tensor, align_corners: bool) -> None:
         """out = bilinear resize of an fp32 (fp64) map, channels_last."""
+
+    def cross_entropy(self, loss: CrossEntropy, losses: Tensor | None, gradient: Tensor | None) -> Tensor:
+        """The sum of the pixels' losses, how many labels are not ignored, and how many of these are no class: fp64 [3].
+
+        losses: fp32 (fp64) [N, H, W], takes the loss of each pixel. gradient: fp32 (fp64) map like the logits,
+        channels_last, takes the gradient of the sum. Pixels whose label is no class have no part in either.
+        """
 
     def resize_backward(self, gradients: tuple[Tensor, ...], size: tuple[int, int], align_corners: bool) -> Tensor:
         """fp32 (fp64) map [N, C, *size], channels_last: the gradient of what :meth:`resize` read."""

@@ -5,6 +5,7 @@
 
 #include "depthwise.cu"
 #include "grids.cu"
+#include "loss.cu"
 #include "normalise.cu"
 #include "outer.cu"
 #include "product.cu"
@@ -41,7 +42,8 @@ struct Function {
 const Function kFunctions[] = {
     VECTORS(dpc_depthwise) VECTORS(dpc_depthwise_moments) VECTORS(dpc_depthwise_weight) VECTORS(dpc_gather)
     VECTORS(dpc_resize) VECTORS(dpc_pool_backward) VECTORS(dpc_moments) VECTORS(dpc_affine) VECTORS(dpc_gradient_sums) VECTORS(dpc_norm_gradient)
-    VECTORS(dpc_affine_backward) TYPES(dpc_add_up) ONE(dpc_total) ONE(dpc_moments_total) ONE(dpc_normalisation)
+    VECTORS(dpc_affine_backward) TYPES(dpc_add_up) TYPES(dpc_cross_entropy) ONE(dpc_cross_entropy_gradient)
+    ONE(dpc_cross_entropy_sums) ONE(dpc_total) ONE(dpc_moments_total) ONE(dpc_normalisation)
     ONE(dpc_normalisation_gradient) COLUMNS(dpc_product_fp32) COLUMNS(dpc_product_tf32) COLUMNS(dpc_product_bf16)
     COLUMNS(dpc_product_fp16)
     TYPES(dpc_outer) ONE(dpc_outer_tf32)};

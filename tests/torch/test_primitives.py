@@ -400,6 +400,20 @@ def test_taps_that_are_never_inside(subject: Subject, taps: Taps) -> None:
         differential(subject, PASSES[name], Case(others=taps))
 
 
+def test_moments_are_of_what_was_stored(subject: Subject) -> None:
+    """1 + 1/512 is 1 in bf16."""
+    x = subject.cast(torch.ones(1, 2, 5, 7, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last))
+    out = torch.empty_like(x)
+    found = [
+        subject.primitives.pointwise(x, None, subject.cast(torch.tensor([[1, 1 / 512], [2, 1 / 256]])), out, True),
+        subject.primitives.depthwise(x, subject.cast(torch.full((1, 2), 1 + 1 / 512)), Taps((0,), (0,)), out, True),
+    ]
+    for moments, expected in zip(found, ([1.0, 2.0], [1.0, 1.0]), strict=True):
+        assert moments is not None
+        assert moments.mean.tolist() == expected
+        assert moments.variance.tolist() == [0, 0]
+
+
 # NaN and infinity
 
 

@@ -2,6 +2,7 @@
 //
 // Maps have channels that lie side by side (stride_c 1), unless it says otherwise. Nothing is checked here: the one
 // caller, native.py, has checked shapes, types and strides.
+#include "loss.h"
 #include "pooling.h"
 #include "training.h"
 
@@ -125,6 +126,10 @@ int dpc_resize_backward(const Map* one, const Map* two, const Map* to, int align
   return typed(*one, [&](auto element) {
     resize_backward<decltype(element)>(*one, two, *to, align_corners != 0, threads);
   });
+}
+
+int dpc_cross_entropy(const CrossEntropy* all, int threads) {
+  return typed(all->logits, [&](auto element) { cross_entropy<decltype(element)>(*all, threads); });
 }
 
 int dpc_copy(const Map* from, const Map* to, int threads) {

@@ -18,6 +18,10 @@ __device__ inline float widen(BFloat16 value) { return __bfloat162float(value); 
 __device__ inline float widen(Float16 value) { return __half2float(value); }
 __device__ inline void narrow(float value, BFloat16* to) { *to = __float2bfloat16_rn(value); }
 __device__ inline void narrow(float value, Float16* to) { *to = __float2half_rn(value); }
+__device__ inline unsigned char* shared_memory() {  // of a launch, as much as it asked for
+  extern __shared__ __align__(128) unsigned char bytes[];
+  return bytes;
+}
 #endif
 __device__ inline float widen(float value) { return value; }
 __device__ inline void narrow(float value, float* to) { *to = value; }

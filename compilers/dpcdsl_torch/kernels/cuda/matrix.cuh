@@ -9,11 +9,6 @@
 namespace dpc {
 
 #if defined(__CUDACC__)
-__device__ inline unsigned char* shared_memory() {
-  extern __shared__ __align__(128) unsigned char bytes[];
-  return bytes;
-}
-
 __device__ inline uint32_t shared_address(const void* pointer) { return uint32_t(__cvta_generic_to_shared(pointer)); }
 
 // 16 bytes from global to shared memory, which are there after wait_for_copies of what was committed; zeros if they do not
