@@ -21,7 +21,7 @@ from dpcdsl_torch.build import KERNELS, Absent
 from dpcdsl_torch.cache import content, obtain, seal
 from dpcdsl_torch.cuda import CudaPrimitives
 from dpcdsl_torch.launch import Kernels
-from dpcdsl_torch.nvrtc import SOURCES
+from dpcdsl_torch.nvrtc import SOURCES, Kernel
 from dpcdsl_torch.primitives import Primitives
 
 __all__ = ["DEVICES", "NAMES", "Subject", "emulated", "fp32_multiplied", "moved", "subject"]
@@ -108,10 +108,10 @@ def emulated(scratch: Path, compiler: str) -> CudaPrimitives:
     assert content(path) is not None
     library = ctypes.CDLL(str(path))
     library.kernel_name.restype = ctypes.c_char_p
-    names = []
+    kernels = []
     for i in count():
         name = library.kernel_name(i)
         if name is None:
-            return CudaPrimitives(Kernels(library, {b"": tuple(names)}, MULTIPROCESSORS, lambda: 0))
-        names.append(name.decode())
+            return CudaPrimitives(Kernels(library, {b"": tuple(kernels)}, MULTIPROCESSORS, lambda: 0))
+        kernels.append(Kernel(name.decode(), 1, 0, 0, 0))
     raise AssertionError

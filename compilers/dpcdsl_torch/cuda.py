@@ -12,7 +12,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from ctypes import c_float, c_int32, c_int64, c_void_p
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (the name everyone gives it)
@@ -24,7 +24,7 @@ from dpcdsl_torch.launch import Kernels
 from dpcdsl_torch.primitives import Affine, Branch, CrossEntropy, Moments, NormGradient, Projection, Taps
 from dpcdsl_torch.structures import NO_FLOOR, Map, address_of, floor_of, map_of, vector_of
 
-__all__ = ["DTYPES", "MOST_CLASSES", "MOST_TAPS", "CudaPrimitives", "primitives"]
+__all__ = ["DTYPES", "MOST_CLASSES", "MOST_TAPS", "CudaPrimitives", "forget", "primitives"]
 
 #: How many taps a depthwise kernel may have here (kMostTaps of device.cuh).
 MOST_TAPS = 1024
@@ -42,11 +42,12 @@ _ACCESS = 16  # bytes of an access
 _LANES_X, _LANES_Y, _POSITIONS, _SUM_LANES_Y = 32, 4, 4, 8
 _THREADS, _ROWS, _CHUNK_BYTES = 256, 64, 64
 _MOST_PARTS, _STRIDE, _BAND, _GROUP = 8, 80, 16, 4
-_OUTER_COLUMNS, _VECTOR_THREADS = 128, 128
+_OUTER_COLUMNS, _VECTOR_THREADS, _TOTAL_LANES_Y = 128, 128, 32
 _PIXELS, _CLASSES = 256, 32
 
 _EACH = (_LANES_X, _LANES_Y, 1)
 _SUMMING = (_LANES_X, _SUM_LANES_Y, 1)
+_TOTALLING = (_LANES_X, _TOTAL_LANES_Y, 1)
 _POOLING, _ALIGNED_CORNERS, _ALIGNED_EDGES = 0, 1, 2
 
 
@@ -83,7 +84,7 @@ class _Target(ctypes.Structure):
 
 class _Products(ctypes.Structure):
     _fields_ = (
-        *((name, c_int32) for name in ("tiles", "share", "align_corners")),
+        *((name, c_int32) for name in ("tiles", "parts", "share", "align_corners")),
         ("partial", c_void_p),
         ("source", _Source * _MOST_PARTS),
         ("target", _Target * _MOST_PARTS),
@@ -194,7 +195,7 @@ class CudaPrimitives:
         values = sum(total.numel() for total in totals)
         one, two = totals if len(totals) == 2 else (totals[0], None)
         sizes = (len(partial), c_int64(values), c_int64(one.numel()))
-        self._kernels.launch("dpc_total", (_above(values, _LANES_X), 1, 1), _SUMMING, partial, *sizes, one, two)
+        self._kernels.launch("dpc_total", (_above(values, _LANES_X), 1, 1), _TOTALLING, partial, *sizes, one, two)
 
     def _partial(self, total: Tensor, blocks: int) -> Tensor:
         """Where blocks write their part of a sum: the sum itself, if there is one block."""
@@ -205,7 +206,7 @@ class CudaPrimitives:
         found = Moments(*_vectors(mean))
         grid = (_above(channels, _LANES_X), 1, 1)
         sizes = (share, c_int64(count), c_int64(channels))
-        self._kernels.launch("dpc_moments_total", grid, _SUMMING, mean, deviations, *sizes, *found)
+        self._kernels.launch("dpc_moments_total", grid, _TOTALLING, mean, deviations, *sizes, *found)
         return found
 
     # Depthwise
@@ -668,6 +669,7 @@ class _Launch:
         chunks = sum(_above(source.x.c, chunk) for source in every.source[: self._sources])
         columns, parts = _tiling(rows, filters, len(targets), chunks, self._kernels.multiprocessors)
         every.tiles, every.share = _above(filters, columns), max(1, _above(chunks, parts))
+        every.parts = every.tiles * len(targets)
         partial = None
         if parts > 1:
             size = (parts, _positions(y), y.c)
@@ -675,7 +677,7 @@ class _Launch:
             every.partial = partial.data_ptr()
         self._kernels.launch(
             f"dpc_product_{name}_{columns}",
-            (rows, every.tiles * len(targets), parts),
+            (rows * every.parts, 1, parts),
             (_THREADS, 1, 1),
             every,
             shared=2 * (_ROWS + columns) * _STRIDE,
@@ -749,12 +751,26 @@ def _zeros(like: Tensor) -> tuple[Tensor, Tensor]:
     return one.zero_(), two.zero_()
 
 
+class _Loaded:
+    """By device, what :func:`primitives` found: a compiler that traces a call cannot enter :mod:`launch`'s lock."""
+
+    found: ClassVar[dict[torch.device, CudaPrimitives]] = {}
+
+
 def primitives(device: torch.device, required: bool) -> CudaPrimitives | None:
     """The passes of a GPU. Where they cannot be: raises (DPC080) if they are ``required``, else warns once; None."""
-    if required:
-        return CudaPrimitives(launch.require(device))
-    outcome = launch.load(device)
+    found = _Loaded.found.get(device)
+    if found is not None:
+        return found
+    outcome = launch.require(device) if required else launch.load(device)
     if isinstance(outcome, Kernels):
-        return CudaPrimitives(outcome)
+        _Loaded.found[device] = CudaPrimitives(outcome)
+        return _Loaded.found[device]
     launch.warn_once(outcome)
     return None
+
+
+def forget() -> None:
+    """Let the next call look again."""
+    _Loaded.found.clear()
+    launch.forget()

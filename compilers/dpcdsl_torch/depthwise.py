@@ -120,16 +120,19 @@ def _pair(numbers: Sequence[int]) -> tuple[int, int]:
     return int(numbers[0]), int(numbers[1])
 
 
-def _inside(kernel: Sequence[int], rate: Sequence[int], x: Tensor) -> tuple[Taps, list[int] | None]:
-    """The taps that see more than padding somewhere on the map, and which they are; None for all.
+def _inside(kernel: Sequence[int], rate: Sequence[int], x: Tensor) -> tuple[Primitives, Taps, list[int] | None]:
+    """The primitives, the taps that see more than padding somewhere on the map, and which they are; None for all.
 
-    A tap outside is not only slow: ATen pads a map by how far its taps reach.
+    A tap outside is not only slow: ATen pads a map by how far its taps reach. The kernels leave it out by themselves.
     """
     taps, (height, width) = _taps(_pair(kernel), _pair(rate)), x.shape[2:]
+    primitives = _primitives(x, taps)
+    if primitives.finds_taps:
+        return primitives, taps, None
     chosen = [t for t, (y, x) in enumerate(zip(*taps, strict=True)) if abs(y) < height and abs(x) < width]
     if len(chosen) == len(taps.dy):
-        return taps, None
-    return Taps(tuple(taps.dy[t] for t in chosen), tuple(taps.dx[t] for t in chosen)), chosen
+        return primitives, taps, None
+    return primitives, Taps(tuple(taps.dy[t] for t in chosen), tuple(taps.dx[t] for t in chosen)), chosen
 
 
 def _matrix(weight: Tensor, chosen: list[int] | None) -> Tensor:
@@ -168,8 +171,7 @@ def _computed(like: Tensor, primitives: Primitives, compute: Callable[[Tensor], 
 
 def _depthwise(x: Tensor, weight: Tensor, rate: Sequence[int]) -> Tensor:
     _check_weight(x, "map", weight, rate)
-    taps, chosen = _inside(weight.shape[2:], rate, x)
-    primitives = _primitives(x, taps)
+    primitives, taps, chosen = _inside(weight.shape[2:], rate, x)
     return _computed(x, primitives, lambda y: primitives.depthwise(x, _matrix(weight, chosen), taps, y, False))
 
 
@@ -180,8 +182,7 @@ def _depthwise_fake(x: Tensor, weight: Tensor, rate: Sequence[int]) -> Tensor:
 
 def _backward_input(gradient: Tensor, weight: Tensor, rate: Sequence[int]) -> Tensor:
     _check_weight(gradient, "gradient", weight, rate)
-    taps, chosen = _inside(weight.shape[2:], rate, gradient)
-    primitives = _primitives(gradient, taps)
+    primitives, taps, chosen = _inside(weight.shape[2:], rate, gradient)
     matrix = _matrix(weight, chosen)
     return _computed(
         gradient, primitives, lambda dx: primitives.depthwise_backward(gradient, None, matrix, taps, dx, False)
@@ -195,8 +196,8 @@ def _backward_input_fake(gradient: Tensor, weight: Tensor, rate: Sequence[int]) 
 
 def _backward_weight(gradient: Tensor, x: Tensor, kernel: Sequence[int], rate: Sequence[int]) -> Tensor:
     _check_maps(gradient, x, kernel, rate)
-    taps, chosen = _inside(kernel, rate, x)
-    dw = _primitives(x, taps).depthwise_backward(gradient, x, None, taps, None, False)
+    primitives, taps, chosen = _inside(kernel, rate, x)
+    dw = primitives.depthwise_backward(gradient, x, None, taps, None, False)
     assert dw is not None
     channels = x.shape[1]
     result = x.new_empty((channels, 1, *kernel)) if chosen is None else x.new_zeros((channels, 1, *kernel))

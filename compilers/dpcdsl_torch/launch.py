@@ -21,24 +21,25 @@ from torch import Tensor
 from dpcdsl.errors import DpcError
 from dpcdsl_torch import nvrtc
 from dpcdsl_torch.build import Absent
+from dpcdsl_torch.nvrtc import Kernel
 
 __all__ = ["Kernels", "architecture_for", "forget", "load", "require", "status", "warn_once"]
 
-_STATIC_SHARED = 48 * 1024  # bytes that a block may have without asking
 _MAX_DYNAMIC_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+_MOST_SHARED = 96 * 1024  # bytes that a block may have on every GPU, if they are asked for
 
 
 class Kernels:
     """The kernels of one device, loaded.
 
-    driver: libcuda. cubins: images, with the names of the kernels in each. multiprocessors: how many the device has.
+    driver: libcuda. cubins: images, with the kernels in each. multiprocessors: how many the device has.
     stream: the handle of the stream that torch uses now. guard: makes the device the current one.
     """
 
     def __init__(
         self,
         driver: ctypes.CDLL,
-        cubins: Mapping[bytes, tuple[str, ...]],
+        cubins: Mapping[bytes, tuple[Kernel, ...]],
         multiprocessors: int,
         stream: Callable[[], int],
         guard: Callable[[], AbstractContextManager[Any]] = nullcontext,
@@ -49,12 +50,14 @@ class Kernels:
         self._context = c_void_p()  # torch's own, of the device
         with guard():
             self._call("cuCtxGetCurrent", ctypes.byref(self._context))
-            for image, names in cubins.items():
+            for image, kernels in cubins.items():
                 module = c_void_p()
                 self._call("cuModuleLoadData", ctypes.byref(module), image)
-                for name in names:
-                    function = self._functions[name] = c_void_p()
-                    self._call("cuModuleGetFunction", ctypes.byref(function), module, name.encode())
+                for kernel in kernels:
+                    function = self._functions[kernel.name] = c_void_p()
+                    self._call("cuModuleGetFunction", ctypes.byref(function), module, kernel.name.encode())
+                    if kernel.shared == 0:  # else it has all it needs
+                        self._call("cuFuncSetAttribute", function, _MAX_DYNAMIC_SHARED, _MOST_SHARED)
                     if hasattr(driver, "cuFuncLoad"):  # now, and not at its first launch, which may be in a capture
                         self._call("cuFuncLoad", function)
 
@@ -69,8 +72,6 @@ class Kernels:
         given = tuple(map(_plain, arguments))
         pointers = (c_void_p * len(given))(*map(ctypes.addressof, given))
         with self._guard():
-            if shared > _STATIC_SHARED:
-                self._call("cuFuncSetAttribute", self._functions[name], _MAX_DYNAMIC_SHARED, shared)
             stream = c_void_p(self._stream())
             self._call("cuCtxSetCurrent", self._context)  # a thread may be new, and its guard had nothing to do
             self._call("cuLaunchKernel", self._functions[name], *grid, *block, shared, stream, pointers, None)
@@ -144,7 +145,7 @@ def _loaded(index: int) -> Kernels | Absent:
         cubins = {}
         for path in sorted(nvrtc.SOURCES.glob("*.cu")):
             compiled = nvrtc.compile_source(path.name, architecture)
-            cubins[compiled.image] = tuple(kernel.name for kernel in compiled.kernels)
+            cubins[compiled.image] = compiled.kernels
         torch.empty(1, device=torch.device("cuda", index))  # from here on there is a context
         return Kernels(
             ctypes.CDLL("libcuda.so.1"),

@@ -7,7 +7,7 @@ import torch.nn.functional as F  # noqa: N812 (the name everyone gives it)
 from torch import Tensor
 
 from dpcdsl.layers import Size
-from dpcdsl_torch import aten, cuda, memory, native
+from dpcdsl_torch import aten, build, cuda, memory, native
 from dpcdsl_torch.primitives import Primitives, Taps
 from dpcdsl_torch.task import Form, Task, taps_inside
 
@@ -31,7 +31,9 @@ def primitives_for(task: Task, device: torch.device, dtype: torch.dtype) -> Prim
     """What runs a task's maps of ``dtype`` on ``device``."""
     if task.backend != "aten" and device.type == "cpu" and dtype in (torch.float32, torch.bfloat16):
         found = native.primitives()
-        if found is not None and all(len(form.dy) <= native.MOST_TAPS for form in task.branches):
+        if found is None:
+            build.require() if task.backend == "native" else build.warn_once()
+        elif all(len(form.dy) <= native.MOST_TAPS for form in task.branches):
             return found
     if task.backend != "aten" and device.type == "cuda" and dtype in cuda.DTYPES:
         there = cuda.primitives(device, required=task.backend == "native")

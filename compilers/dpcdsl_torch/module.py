@@ -14,7 +14,7 @@ from dpcdsl.cell import Cell
 from dpcdsl.errors import DpcError
 from dpcdsl.layers import GridPool, Resize, Size
 from dpcdsl.references import read_cell
-from dpcdsl_torch import build, ops  # noqa: F401 (registers what is called as torch.ops.dpcdsl)
+from dpcdsl_torch import build, cuda, native, ops  # noqa: F401 (registers what is called as torch.ops.dpcdsl)
 from dpcdsl_torch.decomposition import decomposed
 from dpcdsl_torch.lowering import BatchNorm, layer_names
 from dpcdsl_torch.plan import Plan, evaluation, training_plan
@@ -66,10 +66,6 @@ class CompiledCell(nn.Module):
         if backend not in BACKENDS:
             choices = " or ".join(f'"{choice}"' for choice in BACKENDS)
             raise DpcError.of("DPC062", f"backend must be {choices}, not {backend!r}")
-        if backend == "native":
-            build.require()
-        elif backend == "auto":
-            build.warn_once()
         without = check_fusions(without)
         eager = EagerCell(cell, in_channels, **options)
         self.cell, self.in_channels, self.out_channels = cell, in_channels, eager.out_channels
@@ -105,6 +101,24 @@ class CompiledCell(nn.Module):
         if projection is not None:
             form = Form(0, sum(self._channels[1:]), projection, norm=True, relu=True)
             self._project = _Fused(Task(form.in_channels, (form,), **options), last, epsilon)
+        self._find_kernels()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """As ``.to(device)`` and its like call it."""
+        moved = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._find_kernels()
+        return moved
+
+    def _find_kernels(self) -> None:
+        """Load the kernels of the device that the parameters are on: not at the first call, which may be traced."""
+        parameter = next(self.parameters(), None)
+        if parameter is None or self.backend == "aten":
+            return
+        if parameter.device.type == "cuda":
+            cuda.primitives(parameter.device, required=self.backend == "native")
+        # Where there is a GPU, a module on the CPU may be on its way there.
+        elif parameter.device.type == "cpu" and not torch.cuda.is_available() and native.primitives() is None:
+            build.require() if self.backend == "native" else build.warn_once()
 
     def forward(self, features: Tensor) -> Tensor:
         check_features(features, self.in_channels)
@@ -189,9 +203,8 @@ def _autocasts(x: Tensor) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class _Folded:
-    """What was folded, for which maps, and from what: each tensor with its version, place and type."""
+    """What was folded, and from what: each tensor with its version, place and type."""
 
-    made_for: tuple[Any, ...]
     seen: list[tuple[Tensor, int, int, torch.dtype]]
     ready: list[Tensor]
 
@@ -205,13 +218,13 @@ class _Fused:
         self.task = task
         self._paths = paths
         self._text = _with_text(task)
-        self._folded: _Folded | None = None
+        self._folded: dict[tuple[Any, ...], _Folded] = {}  # by the maps that it is for, and a GPU's stream
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_folded": None}  # a copy folds for itself
+        return self.__dict__ | {"_folded": {}}  # a copy folds for itself
 
     def forget(self) -> None:
-        self._folded = None
+        self._folded = {}
 
     def _convolutions(self, cell: nn.Module) -> list[SameConvolution]:
         found = []
@@ -264,18 +277,27 @@ class _Fused:
     def _prepared(self, task: Task, modules: list[SameConvolution], x: Tensor) -> list[Tensor]:
         if torch.compiler.is_compiling() or torch._C._get_tracing_state():  # folding is part of the graph then
             return self._prepare(task, modules, x)
+        stream = None
+        if x.device.type == "cuda":
+            if torch.cuda.is_current_stream_capturing():  # and of this graph, which must not read what we may drop
+                return self._prepare(task, modules, x)
+            stream = torch.cuda.current_stream(
+                x.device
+            ).cuda_stream  # another would have to wait for this one's folding
         sources = _sources(modules)
         if any(tensor.is_inference() for tensor in sources):  # has no version: nobody knows when it changes
             with torch.no_grad():
                 return self._prepare(task, modules, x)
         seen = [(tensor, tensor._version, tensor.data_ptr(), tensor.dtype) for tensor in sources]
-        made_for = (x.device, x.dtype, task.epsilon)
-        folded = self._folded  # read once: another thread may replace it
-        if folded is None or folded.made_for != made_for or not _same(folded.seen, seen):
+        made_for = (x.device, x.dtype, task.epsilon, stream)
+        known = self._folded  # read once: another thread may replace it
+        folded = known.get(made_for)
+        if folded is None or not _same(folded.seen, seen):
             # Usable in any mode, whichever this call is in.
             with torch.inference_mode(False), torch.no_grad():
-                folded = _Folded(made_for, seen, self._prepare(task, modules, x))
-            self._folded = folded
+                folded = _Folded(seen, self._prepare(task, modules, x))
+            fresh = {key: other for key, other in known.items() if _same(other.seen, seen)} if stream else {}
+            self._folded = fresh | {made_for: folded}
         return folded.ready
 
     def _prepare(self, task: Task, modules: list[SameConvolution], x: Tensor) -> list[Tensor]:

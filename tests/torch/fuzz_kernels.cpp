@@ -869,6 +869,73 @@ void fuzz_resize_backward() {
   check("to", to, expected, kSampled);
 }
 
+void fuzz_cross_entropy() {
+  const Sizes s = sizes("cross_entropy", false);
+  const int64_t height = number(1, 40), width = number(1, 40), ignored = chance(70) ? 255 : number(0, s.c - 1);
+  const bool align = chance(50), wants_gradient = chance(70), wants_losses = chance(50), small = chance(50);
+  note("height", height), note("width", width), note("ignored", ignored), note("align", align), note("small", small);
+  Tensor logits = filled(s.n, s.h, s.w, s.c, s.type, Strides::any);
+  const int64_t pixels = s.n * height * width;
+  Array<int64_t> wide(pixels);
+  Array<uint8_t> narrow_labels(pixels), chosen(pixels);
+  const Array<float> weights = vector(s.c, 16, 8, 0);
+  const bool weighted = chance(50), chooses = chance(50);
+  for (int64_t i = 0; i < pixels; i++) {
+    wide[i] = chance(10) ? ignored : chance(5) ? s.c + 1 : number(0, std::min<int64_t>(s.c, 200) - 1);
+    narrow_labels[i] = uint8_t(wide[i]);
+    if (small) wide[i] = narrow_labels[i];
+    chosen[i] = chance(70);
+  }
+  Array<float> losses(wants_losses ? pixels : 0), gradient(wants_gradient ? int64_t(logits.values.size()) : 0);
+  Array<double> sums(3);
+  Expected expected(int64_t(logits.values.size())), each(pixels), totals(3);
+  for (int64_t i = 0; i < pixels; i++) {
+    const int64_t n = i / width / height, y = i / width % height, x = i % width;
+    if (wide[i] == ignored) continue;
+    totals.add(1, 1);
+    if (wide[i] >= s.c) {
+      totals.add(2, 1);
+      continue;
+    }
+    if (chooses && !chosen[i]) continue;
+    std::vector<double> value(s.c, 0.0);
+    for (int64_t k = 0; k < s.c; k++)
+      each_sample(y, x, s.h, s.w, height, width, align,
+                  [&](int64_t gy, int64_t gx, double factor) { value[k] += factor * logits.values[logits.at(n, gy, gx, k)]; });
+    const double most = *std::max_element(value.begin(), value.end()), weight = weighted ? weights[wide[i]] : 1;
+    double sum = 0;
+    for (double one : value) sum += std::exp(one - most);
+    each.add(i, weight * (std::log(sum) + most - value[wide[i]]));
+    totals.add(0, each.value[i]);
+    for (int64_t k = 0; k < s.c; k++) {
+      const double slope = weight * (std::exp(value[k] - most) / sum - (k == wide[i] ? 1 : 0));
+      each_sample(y, x, s.h, s.w, height, width, align, [&](int64_t gy, int64_t gx, double factor) {
+        expected.add(logits.at(n, gy, gx, k), factor * slope);
+      });
+    }
+  }
+  for (double& size : each.magnitude) size += 8;
+  for (double& size : expected.magnitude) size += 2;
+  CrossEntropy all{logits.map,
+                   small ? static_cast<const void*>(narrow_labels.data()) : wide.data(),
+                   height,
+                   width,
+                   small ? 1 : 8,
+                   ignored,
+                   weighted ? weights.data() : nullptr,
+                   chooses ? chosen.data() : nullptr,
+                   align,
+                   wants_losses ? losses.data() : nullptr,
+                   wants_gradient ? gradient.data() : nullptr,
+                   sums.data()};
+  succeeded(dpc_cross_entropy(&all, s.threads));
+  unchanged("logits", logits);
+  compare("sum", 0, sums[0], totals.value[0], 2e-5 * (totals.magnitude[0] + 8 * double(pixels)));
+  for (int i = 1; i < 3; i++) compare("count", i, sums[i], totals.value[i], 0);
+  if (wants_losses) check("losses", losses, each, kSampled);
+  if (wants_gradient) check("gradient", gradient, expected, kSampled);
+}
+
 void fuzz_copy() {
   const Sizes s = sizes("copy", false);
   Tensor from = filled(s.n, s.h, s.w, s.c, s.type, Strides::any);
@@ -896,6 +963,7 @@ const std::vector<std::pair<const char*, std::function<void()>>> kKernels = {
     {"pool_backward", fuzz_pool_backward},
     {"resize", fuzz_resize},
     {"resize_backward", fuzz_resize_backward},
+    {"cross_entropy", fuzz_cross_entropy},
     {"copy", fuzz_copy},
 };
 

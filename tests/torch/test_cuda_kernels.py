@@ -147,10 +147,10 @@ def test_what_the_driver_refuses_is_told(subject: Subject) -> None:
     kernels = emulated_kernels(subject)
     with pytest.raises(RuntimeError, match=r"^CUDA error 1 in cuLaunchKernel: invalid argument$"):
         kernels.launch("dpc_total", (0, 1, 1), (32, 8, 1))
-    with pytest.raises(RuntimeError, match=r"^CUDA error 1 in cuFuncSetAttribute: invalid argument$"):
+    with pytest.raises(RuntimeError, match=r"^CUDA error 1 in cuLaunchKernel: invalid argument$"):
         kernels.launch("dpc_total", (1, 1, 1), (32, 8, 1), shared=2**20)
     with pytest.raises(RuntimeError, match=r"^CUDA error 500 in cuModuleGetFunction: named symbol not found$"):
-        Kernels(kernels._driver, {b"": ("dpc_nothing",)}, 1, lambda: 0)
+        Kernels(kernels._driver, {b"": (Kernel("dpc_nothing", 1, 0, 0, 0),)}, 1, lambda: 0)
 
 
 def emulated_kernels(subject: Subject) -> Kernels:
@@ -197,9 +197,9 @@ def pretended(monkeypatch: pytest.MonkeyPatch, subject: Subject) -> Iterator[dic
     monkeypatch.setattr(nvrtc, "architectures", lambda: (80, 90))
     monkeypatch.setattr(nvrtc, "compile_source", compiled)
     monkeypatch.setattr(ctypes, "CDLL", lambda name: driver if name == "libcuda.so.1" else usual(name))
-    launch.forget()
+    cuda.forget()
     yield facts
-    launch.forget()
+    cuda.forget()
 
 
 @as_emulated
@@ -418,6 +418,35 @@ def test_a_captured_graph_computes_anew() -> None:
             x.normal_()
             graph.replay()
             assert torch.equal(y, module(x))
+
+
+@needs_gpu
+def test_a_captured_evaluation_follows_the_weights() -> None:
+    """Folding is part of the graph: what was folded before may be given back at any time."""
+    module = a_cell().eval()
+    x = torch.randn(2, 64, 33, 33, device=GPU)
+    with torch.no_grad():
+        on_another_stream(lambda: module(x))
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = module(x)
+        for parameter in module.parameters():
+            parameter.mul_(0.5)
+        expected = module(x)
+        graph.replay()
+        assert torch.equal(y, expected)
+
+
+@needs_gpu
+def test_torch_compile_sees_one_operator() -> None:
+    module = a_cell().eval()
+    x = torch.randn(2, 64, 33, 33, device=GPU)
+    with torch.no_grad():
+        assert_near(torch.compile(module, fullgraph=True)(x), module(x))
+
+
+def assert_near(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
 
 
 @needs_gpu

@@ -50,7 +50,15 @@ template <class T>
 class Cells {
  public:
   Cells(const CrossEntropy& all, const Axis& rows, const Axis& columns)
-      : all_(all), rows_(rows), columns_(columns), classes_(all.logits.c), values_(classes_), sums_(4 * classes_) {}
+      : all_(all),
+        rows_(rows),
+        columns_(columns),
+        classes_(all.logits.c),
+        values_(classes_),
+        sums_(4 * classes_),
+        corner_(4 * classes_),
+        side_(2 * classes_),
+        ones_(4 * classes_) {}
 
   // `upper` and `lower`, [w, classes], are added the gradients of the two rows of logits.
   void run(int64_t n, int64_t low, float* upper, float* lower, double* sums) {
@@ -76,9 +84,6 @@ class Cells {
   void read(int64_t n, int64_t low, int64_t high, int64_t left, int64_t right) {
     const Map& map = all_.logits;
     const T* from = static_cast<const T*>(map.data);
-    corner_.resize(4 * classes_);
-    side_.resize(2 * classes_);
-    ones_.resize(4 * classes_);
     const int64_t at[] = {offset(map, n, low, left), offset(map, n, low, right), offset(map, n, high, left),
                           offset(map, n, high, right)};
     for (int i = 0; i < 4; i++)

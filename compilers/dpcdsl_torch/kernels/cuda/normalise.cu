@@ -164,40 +164,41 @@ using namespace dpc;
 
 DPC_EVERY_TYPE(DPC_NORMALISE)
 
-// What blocks found is added up by kLanesX threads a value or channel side by side, and kSumLanesY that each have every
-// kSumLanesY-th block; in doubles, in an order of its own.
+// What blocks found is added up by kLanesX threads a value or channel side by side, and kTotalLanesY that each have every
+// kTotalLanesY-th block; in doubles, in an order of its own.
+constexpr int kTotalLanesY = 32;
 __device__ inline double sum_over_lanes(double value) {
-  __shared__ double all[kSumLanesY][kLanesX];
+  __shared__ double all[kTotalLanesY][kLanesX];
   __syncthreads();
   all[threadIdx.y][threadIdx.x] = value;
   __syncthreads();
   double sum = 0;
-  for (int lane = 0; lane < kSumLanesY; lane++) sum += all[lane][threadIdx.x];
+  for (int lane = 0; lane < kTotalLanesY; lane++) sum += all[lane][threadIdx.x];
   return sum;
 }
 
 // The sum of partial[s][i] over the blocks, of which the first `split` go to `one` and the others to `two`. Grid:
 // [values / kLanesX].
-DPC_KERNEL(kLanesX* kSumLanesY)
+DPC_KERNEL(kLanesX* kTotalLanesY)
 dpc_total(const float* partial, int blocks, int64_t values, int64_t split, float* one, float* two) {
   const int64_t i = int64_t(blockIdx.x) * kLanesX + threadIdx.x;
   double sum = 0;
-  for (int s = threadIdx.y; i < values && s < blocks; s += kSumLanesY) sum += partial[s * values + i];
+  for (int s = threadIdx.y; i < values && s < blocks; s += kTotalLanesY) sum += partial[s * values + i];
   sum = sum_over_lanes(sum);
   if (threadIdx.y == 0 && i < values) *(i < split ? one + i : two + (i - split)) = float(sum);
 }
 
 // Mean and variance of all positions from those of blocks of `share` of them. Grid: [channels / kLanesX].
-DPC_KERNEL(kLanesX* kSumLanesY)
+DPC_KERNEL(kLanesX* kTotalLanesY)
 dpc_moments_total(const double* mean, const double* deviations, int share, int64_t count, int64_t channels,
                   float* to_mean, float* to_variance) {
   const int64_t c = int64_t(blockIdx.x) * kLanesX + threadIdx.x;
   const int64_t blocks = (unsigned(count) + unsigned(share) - 1) / unsigned(share);
   const auto rows = [&](int64_t s) { return double(s + 1 < blocks ? share : count - s * share); };
   double sum = 0, squares = 0;
-  for (int64_t s = threadIdx.y; c < channels && s < blocks; s += kSumLanesY) sum += rows(s) * mean[s * channels + c];
+  for (int64_t s = threadIdx.y; c < channels && s < blocks; s += kTotalLanesY) sum += rows(s) * mean[s * channels + c];
   const double middle = sum_over_lanes(sum) / double(count);
-  for (int64_t s = threadIdx.y; c < channels && s < blocks; s += kSumLanesY) {
+  for (int64_t s = threadIdx.y; c < channels && s < blocks; s += kTotalLanesY) {
     const double away = mean[s * channels + c] - middle;
     squares += deviations[s * channels + c] + rows(s) * away * away;
   }

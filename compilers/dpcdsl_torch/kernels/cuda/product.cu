@@ -46,6 +46,7 @@ struct Target {
 
 struct Products {
   int32_t tiles;         // of filters in a product
+  int32_t parts;         // tiles of all products
   int32_t share;         // chunks of a block
   int32_t align_corners;
   float* partial;        // [blocks that share, positions, filters], if several share the depth of the one product
@@ -185,6 +186,7 @@ __device__ inline void leave(const Products& all, const Target& target, unsigned
     if (!target.mean && !target.sums) continue;
     __syncthreads();
     if (!sums_up) continue;
+#pragma unroll 4
     for (int row = 0; row < kBand && first + band * kBand + row < count; row++) {
       const float value = tile[row * kApart + threadIdx.x];
       if (target.mean) {
@@ -199,27 +201,28 @@ __device__ inline void leave(const Products& all, const Target& target, unsigned
     }
   }
   if (!sums_up) return;
-  const int64_t to = int64_t(blockIdx.x) * target.y.c + column;
+  const int64_t block = first / kRows, to = block * target.y.c + column;
   if (target.mean) {
     write_moments<1>(&sum.pivot, &sum.one, &sum.two, count - first < kRows ? count - first : kRows, to, target.mean,
                      target.deviations);
   } else {
-    target.sums[to + int64_t(blockIdx.x) * target.y.c] = sum.one;
-    target.sums[to + int64_t(blockIdx.x + 1) * target.y.c] = sum.two * target.inverse[column];
+    target.sums[to + block * target.y.c] = sum.one;
+    target.sums[to + (block + 1) * target.y.c] = sum.two * target.inverse[column];
   }
 }
 
-// Grid: [positions / 64, products * tiles, blocks that share a product's depth].
+// Grid: [positions / 64 * parts, 1, blocks that share a product's depth]. Parts side by side read the same positions.
 template <class T, Arithmetic how, int kColumns>
 __device__ inline void multiply(const Products& all) {
   constexpr int kTiles = kColumns / 8 / kWarps, kPieces = kChunkBytes / 16, kCount = kAccess<T>;
   constexpr int kStage = (kRows + kColumns) * kStride;
-  const Target& target = all.target[blockIdx.y / all.tiles];
-  const int first_filter = blockIdx.y % all.tiles * kColumns;
+  const unsigned part = blockIdx.x % all.parts, block = blockIdx.x / all.parts;
+  const Target& target = all.target[part / all.tiles];
+  const int first_filter = part % all.tiles * kColumns;
   if (first_filter >= target.y.c) return;
   unsigned char* stages = shared_memory();
 
-  const unsigned first = blockIdx.x * kRows, count = unsigned(positions(target.y));
+  const unsigned first = block * kRows, count = unsigned(positions(target.y));
   const int row = threadIdx.x / kPieces, piece = threadIdx.x % kPieces;
   const bool exists = first + row < count;
   const Place at = place(target.y, exists ? first + row : first);
@@ -236,7 +239,13 @@ __device__ inline void multiply(const Products& all) {
     commit_copies();
     float value[kCount] = {};
     if (exists && k < source.x.c) produce<T, kCount>(all, source, at, k, value);
-    store<kCount>(value, reinterpret_cast<T*>(stage + row * kStride + piece * 16));
+    Pack<T, kCount> pack;
+#pragma unroll
+    for (int i = 0; i < kCount; i++) narrow(value[i], &pack.value[i]);
+    return pack;
+  };
+  const auto put_down = [&](const Pack<T, kCount>& pack, unsigned char* stage) {
+    *reinterpret_cast<Pack<T, kCount>*>(stage + row * kStride + piece * 16) = pack;
   };
   const auto advance = [&](Cursor& cursor) {
     cursor.k += kChunk<T>;
@@ -253,18 +262,21 @@ __device__ inline void multiply(const Products& all) {
   cursor.k = skip * kChunk<T>;
 
   Sums<kTiles> sum = {};
-  if (mine > 0) fill(stages, cursor);
+  if (mine > 0) put_down(fill(stages, cursor), stages);
   for (int chunk = 0; chunk < mine; chunk++) {
     const unsigned char* stage = stages + chunk % 2 * kStage;
     wait_for_copies();
     __syncthreads();  // this chunk is there, and nobody reads the one before any more
+    unsigned char* next = stages + (chunk + 1) % 2 * kStage;
+    Pack<T, kCount> pack;
     if (chunk + 1 < mine) {
       advance(cursor);
-      fill(stages + (chunk + 1) % 2 * kStage, cursor);
+      pack = fill(next, cursor);
     }
 #pragma unroll
     for (int step = 0; step < kChunkBytes; step += kStep)
       multiply_step<T, how, kTiles>(stage + step, stage + (kRows + warp() * kTiles * 8) * kStride + step, kStride, sum);
+    if (chunk + 1 < mine) put_down(pack, next);  // only now: what is loaded arrives while the tensor cores work
   }
 
   constexpr int kApart = kColumns + 4;
