@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import re
 import sys
 import tempfile
 import time
@@ -42,7 +41,7 @@ from compiler_peers import (
     two_threads,
     weights,
 )
-from language import in_process
+from language import in_process, resident
 
 import dpcdsl
 from dpcdsl_torch import compile_cell
@@ -250,21 +249,15 @@ def peak(name: str, without: str = "") -> tuple[float, float, float]:
         pointwise(Case("", TOP1, 8, size=(9, 9)))()  # torch's own threads and libraries are not the cell's
         module(x[:, :, :1, :1])  # folded weights are the module's, and not a call's
         gc.collect()
-        before = _resident("RssAnon")
+        before = resident("RssAnon")
         for _ in range(3):
             output = module(x)
             size = output.numel() * output.element_size()
             del output
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
         module(x)
-        most = _resident("VmHWM") - _resident("RssFile") - _resident("RssShmem")  # code is paged in, not allocated
+        most = resident("VmHWM") - resident("RssFile") - resident("RssShmem")  # code is paged in, not allocated
     return size, most, before
-
-
-def _resident(field: str) -> int:
-    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
-    assert found
-    return int(found[1]) * 1024
 
 
 def to_start() -> list[list[str]]:

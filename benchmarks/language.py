@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -40,6 +41,13 @@ def in_process(code: str) -> list[float]:
     """The numbers that a fresh process prints."""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return [float(word) for word in done.stdout.split()]
+
+
+def resident(field: str) -> int:
+    """Bytes of this process, by a field of its status (``VmHWM``)."""
+    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
+    assert found
+    return int(found[1]) * 1024
 
 
 def measure() -> list[list[str]]:

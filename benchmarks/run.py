@@ -22,6 +22,7 @@ import enumerator
 import gpu
 import language
 import products
+import segmentation
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 TABLES: dict[str, Callable[[], list[list[str]] | None]] = {
@@ -36,6 +37,8 @@ TABLES: dict[str, Callable[[], list[list[str]] | None]] = {
     "products": products.measure,
     "memory": compiler.memory,
     "start": compiler.to_start,
+    "loss": segmentation.loss,
+    "step": segmentation.step,
     "gpu": gpu.measure,
 }
 
