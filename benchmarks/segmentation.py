@@ -127,13 +127,13 @@ def step() -> list[list[str]]:
     """A step of training on given features: forward, backward, and the update."""
     case = Case("top-1", dpcdsl.zoo()["top1"].value, 320, BATCH, CROP, projection=PROJECTION)
     module = eager_cell(case).train()
-    for part in module.modules():
-        if isinstance(part, nn.Dropout):
-            part.p = 0.0  # everyone's drops would be others
     labels = logits_and_labels()[1]
 
     def trains(cell: nn.Module, layout: torch.memory_format, compiled: bool) -> Step:
         head = Head(cell).to(memory_format=layout)
+        for part in head.modules():
+            if isinstance(part, nn.Dropout):
+                part.p = 0.0  # each would drop other values
         x = torch.randn(case.shape, generator=torch.Generator().manual_seed(1)).contiguous(memory_format=layout)
         optimizer = torch.optim.SGD(head.parameters(), lr=1e-6, momentum=0.9)
         fused = isinstance(cell, CompiledCell)
