@@ -79,6 +79,9 @@ CODES: dict[str, str] = {
     "DPC074": "fewer cells than were asked for",
     # Native kernels
     "DPC080": "the native kernels cannot be used",
+    # Segmentation
+    "DPC090": "no such backbone",
+    "DPC091": "weights do not fit the backbone",
 }
 
 _WINDOW = 100  # characters of a source line shown around the caret

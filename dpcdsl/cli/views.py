@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from dpcdsl.cell import Cell
 from dpcdsl.cli.common import (
@@ -19,6 +20,7 @@ from dpcdsl.cli.common import (
     read_stdin,
 )
 from dpcdsl.cost import cost, paper_table1
+from dpcdsl.errors import DpcError
 from dpcdsl.explain import explain, explain_data, spelled_count, table
 from dpcdsl.layers import Size
 from dpcdsl.references import find, read_cell
@@ -37,16 +39,40 @@ _size = click.option(
 @click.option(
     "--projection", type=int, metavar="P", help="Count the 1x1 convolution to P filters after the concatenation."
 )
+@click.option("--backbone", metavar="NAME", help="Cost of a whole model around the cell: mobilenet-v2, xception65, …")
+@click.option("--image", type=SIZE, metavar="HxW", default="1025x2049", show_default=True, help="With --backbone.")
+@click.option("--decoder", is_flag=True, help="With --backbone: with DeepLabv3+'s decoder.")
+@click.option("--classes", type=int, metavar="K", default=19, show_default=True, help="With --backbone.")
 @conventions_options
 @json_option
 def cost_command(
-    cell: str, features: int, size: Size, batch_norm: bool, projection: int | None, as_json: bool, **conventions: Any
+    cell: str,
+    features: int,
+    size: Size,
+    batch_norm: bool,
+    projection: int | None,
+    backbone: str | None,
+    image: Size,
+    decoder: bool,
+    classes: int,
+    as_json: bool,
+    **conventions: Any,
 ) -> None:
     """Parameters, multiply-adds and activation memory, by closed formulas.
 
-    By default convolutions only, without batch normalisation and projection, as in the paper's Table 1.
+    By default convolutions only, without batch normalisation and projection, as in the paper's Table 1. With
+    --backbone, those of the convolutions of a whole model: backbone, cell with its projection, decoder, logits.
     """
     name, value = cell_of(cell)
+    context = click.get_current_context()
+    given = {option for option in context.params if context.get_parameter_source(option) is not ParameterSource.DEFAULT}
+    if backbone is not None:
+        if wrong := given & {"features", "size", "batch_norm", "projection", "pooling", "image_pooling_crop_size"}:
+            raise click.UsageError(f"{_spelled(wrong)} does not go with --backbone")
+        _model_cost(name or "cell", value, backbone, image, decoder, classes, conventions["output_stride"], as_json)
+        return
+    if wrong := given & {"image", "decoder", "classes"}:
+        raise click.UsageError(f"{_spelled(wrong)} goes with --backbone")
     conventions_of(**conventions)
     price = cost(value, features, size, batch_norm=batch_norm, projection=projection, **conventions)
     if as_json:
@@ -66,6 +92,49 @@ def cost_command(
         click.echo(f"\nThe paper's Table 1 has {row.paper_params} and {row.paper_madds} multiply-adds.")
         if row.note:
             click.echo(f"Note: {row.note}.")
+
+
+def _spelled(options: set[str]) -> str:
+    return ", ".join(f"--{option.replace('_', '-')}" for option in sorted(options))
+
+
+def _model_cost(
+    name: str,
+    cell: Cell,
+    backbone: str,
+    image: Size,
+    decoder: bool,
+    classes: int,
+    output_stride: int,
+    as_json: bool,
+) -> None:
+    try:
+        from dpcdsl.segmentation import model_cost
+    except ModuleNotFoundError as error:
+        hint = "pip install 'dpcdsl[segmentation]'"
+        raise DpcError.of("DPC090", f"a backbone needs {error.name}", hint=hint) from None
+
+    price = model_cost(
+        cell,
+        backbone,
+        image,
+        classes=classes,
+        output_stride=output_stride,
+        decoder="deeplabv3+" if decoder else None,
+    )
+    if as_json:
+        parts = [{"name": part.name, "params": part.params, "madds": part.madds} for part in price.parts]
+        print_json({"params": price.params, "madds": price.madds, "features": list(price.features), "parts": parts})
+        return
+    rows = [["part", "params", "MAdds"]]
+    rows += [[part.name, f"{part.params:,}", f"{part.madds:,}"] for part in price.parts]
+    rows.append(["all", f"{price.params:,}", f"{price.madds:,}"])
+    height, width = price.features
+    click.echo(
+        f"{name} on {backbone}, image {image[0]}x{image[1]}, output stride {output_stride} (map {height}x{width}), "
+        f"{classes} classes, counting convolutions:\n"
+    )
+    click.echo(table(rows, right=(1, 2)))
 
 
 def _paper_row(cell: Cell, features: int, size: Size) -> Any:

@@ -1,0 +1,103 @@
+"""The model around a cell: backbone, cell, projection, decoder, logits (sections 4 and the appendix of the paper)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (the name everyone gives it)
+from torch import Tensor, nn
+
+from dpcdsl.cell import Cell
+from dpcdsl.errors import DpcError
+from dpcdsl.operators import Operator
+from dpcdsl.references import read_cell
+from dpcdsl.segmentation.backbone import Backbone
+from dpcdsl_torch import EagerCell, compile_cell
+
+__all__ = ["SegmentationModel"]
+
+PROJECTION = 256
+LOW_CHANNELS, DECODER_FILTERS = 48, 256
+
+
+class SegmentationModel(nn.Module):
+    """Images [N, 3, H, W], scaled to [-1, 1], to logits [N, ``classes``, h, w] at the output stride, or at 4.
+
+    backbone: a :class:`Backbone`, or the name of one. cell: anything that :func:`dpcdsl.read_cell` reads.
+    classes: how many, without the ignored one. output_stride: 16 or 8, of a backbone that is given by name; the cell's
+        rates are doubled at 8. decoder: ``"deeplabv3+"`` resizes the cell's result to stride 4, joins it with the
+        backbone's features there (1x1 to 48), and adds two separable convolutions of 256; None for none.
+    eager: the cell as plain PyTorch modules, and not fused. Both have the same ``state_dict``.
+    options: those of :class:`dpcdsl_torch.EagerCell`; ``projection`` is 256 by default.
+
+    The logits are to be resized to the images' size with aligned corners; in training
+    :func:`dpcdsl_torch.upsampled_cross_entropy` does it. Raises :class:`DpcError` as its parts do.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone | str,
+        cell: Cell | str,
+        classes: int,
+        *,
+        output_stride: int = 16,
+        decoder: str | None = None,
+        eager: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        if type(classes) is not int or not 1 <= classes <= 2**16:
+            raise DpcError.of("DPC062", f"classes must be a whole number from 1 to {2**16}, not {classes!r}")
+        if decoder not in (None, "deeplabv3+"):
+            raise DpcError.of("DPC062", f'decoder must be "deeplabv3+" or None, not {decoder!r}')
+        self.backbone = Backbone(backbone, output_stride) if isinstance(backbone, str) else backbone
+        self.classes = classes
+        value = read_cell(cell) if isinstance(cell, str) else cell
+        make = EagerCell if eager else compile_cell
+        options = {"projection": PROJECTION, "output_stride": self.backbone.output_stride} | options
+        self.cell: Any = make(value, self.backbone.channels, **options)
+        norm = {name: options[name] for name in _NORM if name in options}
+        channels: int = self.cell.out_channels
+        self.decoder = _Decoder(self.backbone.low_channels, channels, make, norm) if decoder else None
+        self.logits = nn.Conv2d(DECODER_FILTERS if decoder else channels, classes, 1)
+        nn.init.trunc_normal_(self.logits.weight, std=0.01, a=-0.02, b=0.02)
+        nn.init.zeros_(self.logits.bias)  # type: ignore[arg-type]
+
+    def forward(self, images: Tensor) -> Tensor:
+        low, high = self.backbone(images)
+        return self.head(low, high)
+
+    def head(self, low: Tensor, high: Tensor) -> Tensor:
+        """From the backbone's features (which may have been kept) to the logits."""
+        found = self.cell(high)
+        if self.decoder is not None:
+            found = self.decoder(low, found)
+        logits: Tensor = self.logits(found)
+        return logits
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Label maps [N, H, W] of int64 at the images' size."""
+        with torch.no_grad():
+            large = F.interpolate(self(images), images.shape[2:], mode="bilinear", align_corners=True)
+        return large.argmax(1)
+
+
+_NORM = ("batch_norm_momentum", "batch_norm_epsilon", "fine_tune_batch_norm")
+
+
+class _Decoder(nn.Module):
+    """DeepLabv3+'s: cells of one branch each, so that they are fused, or eager, as the cell is."""
+
+    def __init__(self, low_channels: int, channels: int, make: Any, norm: dict[str, Any]) -> None:
+        super().__init__()
+        reduced = Cell.of((0, Operator.of("conv1x1")), filters=LOW_CHANNELS)
+        refined = Cell.of((0, Operator.of("sepconv3x3", rate=(1, 1))), filters=DECODER_FILTERS)
+        self.reduce = make(reduced, low_channels, **norm)
+        self.refine1 = make(refined, channels + LOW_CHANNELS, **norm)
+        self.refine2 = make(refined, DECODER_FILTERS, **norm)
+
+    def forward(self, low: Tensor, found: Tensor) -> Tensor:
+        large = F.interpolate(found, low.shape[2:], mode="bilinear", align_corners=True)
+        refined: Tensor = self.refine2(self.refine1(torch.cat([large, self.reduce(low)], 1)))
+        return refined
