@@ -2,7 +2,7 @@
 
 This module is the kernels' one caller, and they check nothing: what a kernel takes for granted about its arguments is
 made so here, or asserted. How a launch shares its work among blocks is decided here, too, from the sizes alone: by
-:func:`_share` for sums over positions, and by :func:`_tiling` for products.
+:func:`_share` for sums over positions, and by :func:`tiling` for products.
 
 Every pass comes out the same in every run: no sum depends on which block is first.
 """
@@ -11,37 +11,43 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from ctypes import c_float, c_int32, c_int64, c_void_p
+from ctypes import c_int32, c_int64, c_void_p
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (the name everyone gives it)
 from torch import Tensor
 
-from dpcdsl.errors import DpcError
 from dpcdsl_torch import launch
+from dpcdsl_torch.cuda_products import (
+    ACCESS,
+    CHUNK_BYTES,
+    MOST_PARTS,
+    MOST_TAPS,
+    NAMES,
+    ROWS,
+    THREADS,
+    Launch,
+    above,
+    arithmetic,
+    is_aligned,
+    offsets,
+    positions,
+)
 from dpcdsl_torch.launch import Kernels
 from dpcdsl_torch.primitives import Affine, Branch, CrossEntropy, Moments, NormGradient, Projection, Taps
 from dpcdsl_torch.structures import NO_FLOOR, Map, address_of, floor_of, map_of, vector_of
 
 __all__ = ["DTYPES", "MOST_CLASSES", "MOST_TAPS", "CudaPrimitives", "forget", "primitives"]
 
-#: How many taps a depthwise kernel may have here (kMostTaps of device.cuh).
-MOST_TAPS = 1024
-
 #: How many classes a cross-entropy may have here: what a block keeps of each is in its shared memory.
 MOST_CLASSES = 1024
 
 #: The types of maps.
-DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16})
+DTYPES = frozenset(NAMES)
 
-_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-_ACCESS = 16  # bytes of an access
-
-# Constants of the kernels, by the same names: device.cuh, matrix.cuh, product.cu, outer.cu, normalise.cu.
+# Constants of the kernels, by the same names: device.cuh, outer.cu, normalise.cu, loss.cu.
 _LANES_X, _LANES_Y, _POSITIONS, _SUM_LANES_Y = 32, 4, 4, 8
-_THREADS, _ROWS, _CHUNK_BYTES = 256, 64, 64
-_MOST_PARTS, _STRIDE, _BAND, _GROUP = 8, 80, 16, 4
 _OUTER_COLUMNS, _VECTOR_THREADS, _TOTAL_LANES_Y = 128, 128, 32
 _PIXELS, _CLASSES = 256, 32
 
@@ -53,45 +59,6 @@ _POOLING, _ALIGNED_CORNERS, _ALIGNED_EDGES = 0, 1, 2
 
 class _Taps(ctypes.Structure):
     _fields_ = (("count", c_int32), ("dy", c_int32 * MOST_TAPS), ("dx", c_int32 * MOST_TAPS))
-
-
-class _Source(ctypes.Structure):
-    _fields_ = (
-        ("x", Map),
-        ("weight", c_void_p),
-        ("depth", c_int64),
-        *((name, c_void_p) for name in ("scale", "shift")),
-        *((name, c_int32) for name in ("is_depthwise", "first_tap", "taps")),
-        *((name, c_void_p) for name in ("depthwise", "bias")),
-        ("floor", c_float),
-        ("aligned", c_int32),
-    )
-
-
-class _Target(ctypes.Structure):
-    _fields_ = (
-        ("y", Map),
-        *((name, c_int32) for name in ("first_source", "sources", "first_grid", "grids")),
-        ("bias", c_void_p),
-        ("more", Map),
-        ("mask", Map),
-        *((name, c_void_p) for name in ("mask_scale", "mask_shift")),
-        ("floor", c_float),
-        *((name, c_void_p) for name in ("mean", "deviations", "sums", "center", "inverse")),
-        ("aligned", c_int32),
-    )
-
-
-class _Products(ctypes.Structure):
-    _fields_ = (
-        *((name, c_int32) for name in ("tiles", "parts", "share", "align_corners")),
-        ("partial", c_void_p),
-        ("source", _Source * _MOST_PARTS),
-        ("target", _Target * _MOST_PARTS),
-        ("grid", Map * _MOST_PARTS),
-        ("dy", c_int32 * MOST_TAPS),
-        ("dx", c_int32 * MOST_TAPS),
-    )
 
 
 class _CrossEntropy(ctypes.Structure):
@@ -107,46 +74,17 @@ class _CrossEntropy(ctypes.Structure):
 _NO_MAP = Map()
 
 
-def _positions(view: Map) -> int:
-    count: int = view.n * view.h * view.w
-    if count >= 2**31:
-        raise DpcError.of(
-            "DPC062", f"a map of {count} positions", hint="the CUDA kernels take less than 2^31: split it"
-        )
-    return count
-
-
-def _above(number: int, step: int) -> int:
-    return -(-number // step)
-
-
-def _is_aligned(views: Sequence[Map], vectors: Sequence[Tensor | None], together: int) -> bool:
-    """Whether ``together`` channels side by side are whole accesses, in every map and vector."""
-    for view in views:
-        bytes_each = view.kept.itemsize
-        strides = (view.stride_n, view.stride_h, view.stride_w)
-        if view.c % together or (view.data or 0) % _ACCESS or any(s * bytes_each % _ACCESS for s in strides):
-            return False
-    return all(vector is None or vector.data_ptr() % _ACCESS == 0 for vector in vectors)
-
-
 def _together(dtype: torch.dtype, views: Sequence[Map], vectors: Sequence[Tensor | None] = ()) -> int:
     """How many channels a thread of an elementwise kernel has."""
-    several = _ACCESS // dtype.itemsize
-    return several if _is_aligned(views, vectors, several) else 1
+    several = ACCESS // dtype.itemsize
+    return several if is_aligned(views, vectors, several) else 1
 
 
 def _tap_list(taps: Taps, sign: int = 1) -> _Taps:
     assert len(taps.dy) <= MOST_TAPS
     structure = _Taps(len(taps.dy))
-    structure.dy[: len(taps.dy)], structure.dx[: len(taps.dx)] = _offsets(taps.dy, sign), _offsets(taps.dx, sign)
+    structure.dy[: len(taps.dy)], structure.dx[: len(taps.dx)] = offsets(taps.dy, sign), offsets(taps.dx, sign)
     return structure
-
-
-def _offsets(offsets: tuple[int, ...], sign: int = 1) -> list[int]:
-    """As 32 bits have them: what is farther away is outside every map, whichever side it is on."""
-    most = 2**30
-    return [sign * max(-most, min(most, offset)) for offset in offsets]
 
 
 class CudaPrimitives:
@@ -170,7 +108,7 @@ class CudaPrimitives:
     def prepare(self, weight: Tensor, dtype: object) -> Tensor:
         """The weight [filters, depth] in the maps' type, with zeros up to a whole access after each filter."""
         assert isinstance(dtype, torch.dtype)
-        return F.pad(weight.to(dtype), (0, -weight.shape[1] % (_ACCESS // dtype.itemsize))).contiguous()
+        return F.pad(weight.to(dtype), (0, -weight.shape[1] % (ACCESS // dtype.itemsize))).contiguous()
 
     def copy(self, source: Tensor, out: Tensor) -> None:
         out.copy_(source)
@@ -179,14 +117,14 @@ class CudaPrimitives:
 
     def _each(self, kind: str, view: Map, together: int, *arguments: Any) -> None:
         """A kernel that does the same for all positions and channels."""
-        grid = (_above(_positions(view), _LANES_Y * _POSITIONS), _above(view.c, _LANES_X * together), 1)
-        self._kernels.launch(f"{kind}_{_NAMES[view.kept.dtype]}_{together}", grid, _EACH, *arguments)
+        grid = (above(positions(view), _LANES_Y * _POSITIONS), above(view.c, _LANES_X * together), 1)
+        self._kernels.launch(f"{kind}_{NAMES[view.kept.dtype]}_{together}", grid, _EACH, *arguments)
 
     def _share(self, view: Map, together: int, least: int = 64) -> int:
         """Positions of a block that sums over them: four blocks a multiprocessor, but ``least`` positions each."""
-        columns = _above(view.c, _LANES_X * together)
+        columns = above(view.c, _LANES_X * together)
         blocks = max(1, 4 * self._kernels.multiprocessors // columns)
-        return _above(max(least, _above(_positions(view), blocks)), least) * least
+        return above(max(least, above(positions(view), blocks)), least) * least
 
     def _add_up(self, partial: Tensor, *totals: Tensor) -> None:
         """The sum over the blocks of ``partial`` to one tensor, or to two that lie in it one after the other."""
@@ -195,7 +133,7 @@ class CudaPrimitives:
         values = sum(total.numel() for total in totals)
         one, two = totals if len(totals) == 2 else (totals[0], None)
         sizes = (len(partial), c_int64(values), c_int64(one.numel()))
-        self._kernels.launch("dpc_total", (_above(values, _LANES_X), 1, 1), _TOTALLING, partial, *sizes, one, two)
+        self._kernels.launch("dpc_total", (above(values, _LANES_X), 1, 1), _TOTALLING, partial, *sizes, one, two)
 
     def _partial(self, total: Tensor, blocks: int) -> Tensor:
         """Where blocks write their part of a sum: the sum itself, if there is one block."""
@@ -204,7 +142,7 @@ class CudaPrimitives:
     def _moments_total(self, mean: Tensor, deviations: Tensor, share: int, count: int) -> Moments:
         channels = mean.shape[1]
         found = Moments(*_vectors(mean))
-        grid = (_above(channels, _LANES_X), 1, 1)
+        grid = (above(channels, _LANES_X), 1, 1)
         sizes = (share, c_int64(count), c_int64(channels))
         self._kernels.launch("dpc_moments_total", grid, _TOTALLING, mean, deviations, *sizes, *found)
         return found
@@ -221,12 +159,12 @@ class CudaPrimitives:
             listed = _tap_list(taps)
             self._each("dpc_depthwise", source, together, source, y, listed, weight, None, NO_FLOOR, 0)
             return None
-        count, share = _positions(source), self._share(source, together)
-        blocks = _above(count, share)
+        count, share = positions(source), self._share(source, together)
+        blocks = above(count, share)
         mean, deviations = x.new_empty((2, blocks, source.c), dtype=torch.float64)
         self._kernels.launch(
-            f"dpc_depthwise_moments_{_NAMES[x.dtype]}_{together}",
-            (blocks, _above(source.c, _LANES_X * together), 1),
+            f"dpc_depthwise_moments_{NAMES[x.dtype]}_{together}",
+            (blocks, above(source.c, _LANES_X * together), 1),
             _EACH,
             *(source, y, _tap_list(taps), weight, share, mean, deviations),
         )
@@ -250,13 +188,13 @@ class CudaPrimitives:
         source = _input(x)
         together = _together(g.dtype, (gradient, source))
         share = self._share(source, together)
-        blocks = _above(_positions(source), share)
+        blocks = above(positions(source), share)
         dw = g.new_empty((len(taps.dy), source.c), dtype=torch.float32)
         partial = self._partial(dw, blocks)
         if taps.dy:
             self._kernels.launch(
-                f"dpc_depthwise_weight_{_NAMES[g.dtype]}_{together}",
-                (blocks, _above(source.c, _LANES_X * together), 1),
+                f"dpc_depthwise_weight_{NAMES[g.dtype]}_{together}",
+                (blocks, above(source.c, _LANES_X * together), 1),
                 _SUMMING,
                 *(gradient, source, _tap_list(taps), share, partial),
             )
@@ -270,7 +208,7 @@ class CudaPrimitives:
             return
         view = _input(x)
         results = []
-        launch = _Launch(self._kernels, x.dtype)
+        launch = Launch(self._kernels, x.dtype)
         for branch in branches:
             out = branch.out
             if out is None:  # the projection alone needs it
@@ -280,7 +218,7 @@ class CudaPrimitives:
             taps = branch.depthwise[0] if branch.depthwise else None
             if not launch.has_room(taps):
                 launch.run()
-                launch = _Launch(self._kernels, x.dtype)
+                launch = Launch(self._kernels, x.dtype)
             launch.source(view, branch.weight, branch.depthwise)
             launch.target(_output(out, (x.shape[0], branch.filters, *x.shape[2:]), x.dtype), branch.bias, branch.relu)
         launch.run()
@@ -292,7 +230,7 @@ class CudaPrimitives:
         takes.
         """
         shape = (x.shape[0], projection.filters, *x.shape[2:])
-        pieces = max(1, *(_above(len(parts), _MOST_PARTS) for parts in (results, projection.grids)))
+        pieces = max(1, *(above(len(parts), MOST_PARTS) for parts in (results, projection.grids)))
         total = projection.sum
         if total is None and pieces > 1:
             total = _empty(x, projection.filters, (x.shape[2], x.shape[3]), torch.float32)
@@ -301,8 +239,8 @@ class CudaPrimitives:
             written = _empty(x, projection.filters, (x.shape[2], x.shape[3]), x.dtype)
         for piece in range(pieces):
             first, last = projection.first and piece == 0, projection.last and piece == pieces - 1
-            some = slice(_MOST_PARTS * piece, _MOST_PARTS * (piece + 1))
-            launch = _Launch(self._kernels, x.dtype, projection.align_corners)
+            some = slice(MOST_PARTS * piece, MOST_PARTS * (piece + 1))
+            launch = Launch(self._kernels, x.dtype, projection.align_corners)
             for result, weight in results[some]:
                 launch.source(map_of(result), weight, None)
             assert total is not None or (first and last)
@@ -324,18 +262,18 @@ class CudaPrimitives:
         filters = weight.shape[0]
         if x.shape[0] == 0:
             return Moments(*_zeros(out)) if moments else None
-        launch = _Launch(self._kernels, x.dtype)
+        launch = Launch(self._kernels, x.dtype)
         launch.source(_input(x), self.prepare(weight, x.dtype), None, before)
         y = _output(out, (x.shape[0], filters, *x.shape[2:]), x.dtype)
         if not moments:
             launch.target(y, None, False)
             launch.run()
             return None
-        count = _positions(y)
-        mean, deviations = x.new_empty((2, _above(count, _ROWS), filters), dtype=torch.float64)
+        count = positions(y)
+        mean, deviations = x.new_empty((2, above(count, ROWS), filters), dtype=torch.float64)
         launch.target(y, None, False, moments=(mean, deviations))
         launch.run()
-        return self._moments_total(mean, deviations, _ROWS, count)
+        return self._moments_total(mean, deviations, ROWS, count)
 
     def pointwise_backward(
         self,
@@ -359,10 +297,10 @@ class CudaPrimitives:
         dw = self._weight_gradient(g, source, before)
         if dx is None:
             return dw, None
-        launch = _Launch(self._kernels, x.dtype)
+        launch = Launch(self._kernels, x.dtype)
         launch.source(g, self.prepare(weight.t(), x.dtype), None)
         target = _output(dx, x.shape, x.dtype)
-        blocks = _above(_positions(source), _ROWS)
+        blocks = above(positions(source), ROWS)
         sums = None if statistics is None else x.new_empty((blocks, 2, depth), dtype=torch.float32)
         launch.target(
             target,
@@ -393,22 +331,22 @@ class CudaPrimitives:
 
     def _weight_gradient(self, g: Map, x: Map, before: Affine | None) -> Tensor:
         """The product's weight's, [filters, depth]: blocks have a tile of it and a range of positions."""
-        dtype, count = x.kept.dtype, _positions(x)
+        dtype, count = x.kept.dtype, positions(x)
         scale, shift = (None, None) if before is None else (vector_of(before.scale), vector_of(before.shift))
-        columns, rows = _above(x.c, _OUTER_COLUMNS), _above(g.c, _ROWS)
-        chunk = _CHUNK_BYTES // dtype.itemsize
+        columns, rows = above(x.c, _OUTER_COLUMNS), above(g.c, ROWS)
+        chunk = CHUNK_BYTES // dtype.itemsize
         blocks = max(1, 2 * self._kernels.multiprocessors // (columns * rows))
-        share = max(4, _above(_above(count, blocks), chunk)) * chunk
+        share = max(4, above(above(count, blocks), chunk)) * chunk
         dw = x.kept.new_empty((g.c, x.c), dtype=torch.float32)
-        partial = self._partial(dw, _above(count, share))
+        partial = self._partial(dw, above(count, share))
         apart = 8 * dtype.itemsize
         self._kernels.launch(
-            f"dpc_outer_{_arithmetic(dtype)}",
-            (_above(count, share), columns, rows),
-            (_THREADS, 1, 1),
+            f"dpc_outer_{arithmetic(dtype)}",
+            (above(count, share), columns, rows),
+            (THREADS, 1, 1),
             *(g, x, scale, shift, floor_of(before is not None and before.relu), share),
-            *(_is_aligned((g, x), (scale, shift), _ACCESS // dtype.itemsize), partial),
-            shared=2 * chunk * ((_ROWS + _OUTER_COLUMNS) * dtype.itemsize + 2 * apart),
+            *(is_aligned((g, x), (scale, shift), ACCESS // dtype.itemsize), partial),
+            shared=2 * chunk * ((ROWS + _OUTER_COLUMNS) * dtype.itemsize + 2 * apart),
         )
         self._add_up(partial, dw)
         return dw
@@ -433,7 +371,7 @@ class CudaPrimitives:
         """A kernel from vectors to vectors, which it writes one after the other."""
         channels = given[0].shape[0]
         found = given[0].new_empty((results, channels))
-        grid = (_above(channels, _VECTOR_THREADS), 1, 1)
+        grid = (above(channels, _VECTOR_THREADS), 1, 1)
         self._kernels.launch(name, grid, (_VECTOR_THREADS, 1, 1), *given, *numbers, c_int64(channels), found)
         return tuple(found)
 
@@ -455,11 +393,11 @@ class CudaPrimitives:
         scale, shift, mean, inverse = map(vector_of, (affine.scale, affine.shift, mean, inverse))
         together = _together(x.dtype, (one, two or one, view), (scale, shift, mean))
         share = self._share(view, together)
-        blocks = _above(_positions(view), share)
+        blocks = above(positions(view), share)
         partial = x.new_empty((blocks, 2, view.c), dtype=torch.float32)
         self._kernels.launch(
-            f"dpc_gradient_sums_{_NAMES[x.dtype]}_{together}",
-            (blocks, _above(view.c, _LANES_X * together), 1),
+            f"dpc_gradient_sums_{NAMES[x.dtype]}_{together}",
+            (blocks, above(view.c, _LANES_X * together), 1),
             _SUMMING,
             *(one, two or _NO_MAP, view, scale, shift, floor_of(affine.relu), mean, inverse, share, partial),
         )
@@ -513,7 +451,7 @@ class CudaPrimitives:
         assert gradient is None or gradient.is_contiguous(memory_format=torch.channels_last)
         weights = None if loss.weights is None else vector_of(loss.weights)
         cells, view = n * h * w, map_of(logits)
-        _positions(view)
+        positions(view)
         partial = None if gradient is None else logits.new_empty((cells, 4, classes), dtype=torch.float32)
         of_cells = logits.new_empty((cells, 3), dtype=torch.float64)
         structure = _CrossEntropy(
@@ -522,7 +460,7 @@ class CudaPrimitives:
         )
         floats = 12 * classes + _PIXELS * (_CLASSES + 1) + 4 * _PIXELS
         self._kernels.launch(
-            f"dpc_cross_entropy_{_NAMES[logits.dtype]}",
+            f"dpc_cross_entropy_{NAMES[logits.dtype]}",
             (cells, 1, 1),
             (_PIXELS, 1, 1),
             structure,
@@ -534,7 +472,7 @@ class CudaPrimitives:
             values = cells * classes
             self._kernels.launch(
                 "dpc_cross_entropy_gradient",
-                (_above(values, _PIXELS), 1, 1),
+                (above(values, _PIXELS), 1, 1),
                 block,
                 *(partial, h, w, classes, c_int64(values), gradient),
             )
@@ -546,19 +484,19 @@ class CudaPrimitives:
         assert grid[0] * one.h < 2**31
         assert grid[1] * one.w < 2**31
         together = _together(dtype, (one, two or one))
-        columns = _above(one.c, _LANES_X * together)
+        columns = above(one.c, _LANES_X * together)
         # At most (span of grids.cu): of a resize, a cell reaches to its neighbours on both sides.
         reach = [
-            min(size, _above(size, count) + 1 if relation == _POOLING else 2 * _above(size, max(1, count - 1)) + 6)
+            min(size, above(size, count) + 1 if relation == _POOLING else 2 * above(size, max(1, count - 1)) + 6)
             for size, count in zip((one.h, one.w), grid, strict=True)
         ]
         blocks = max(1, 4 * self._kernels.multiprocessors // (cells * columns))
-        share = max(64, _above(reach[0] * reach[1], blocks))
-        blocks = _above(reach[0] * reach[1], share)
+        share = max(64, above(reach[0] * reach[1], blocks))
+        blocks = above(reach[0] * reach[1], share)
         total = _empty(one.kept, one.c, grid, torch.float32)
         partial = self._partial(total, blocks)
         self._kernels.launch(
-            f"dpc_gather_{_NAMES[dtype]}_{together}",
+            f"dpc_gather_{NAMES[dtype]}_{together}",
             (cells, columns, blocks),
             _SUMMING,
             *(one, two or _NO_MAP, *grid, relation, share, partial),
@@ -572,144 +510,6 @@ class CudaPrimitives:
         assert cells.dtype is torch.float32
         source, y = _input(cells), _output(out, out.shape, out.dtype)
         self._each(kind, y, _together(out.dtype, (y,)), source, y, how)
-
-
-class _Launch:
-    """Products of positions alike that run together: sources, then their target, and so on."""
-
-    def __init__(self, kernels: Kernels, dtype: torch.dtype, align_corners: bool = False) -> None:
-        self._kernels, self._dtype = kernels, dtype
-        self._all = _Products(align_corners=align_corners)
-        self._sources = self._targets = self._grids = self._taps = self._first = 0
-        self._kept: list[Any] = []
-
-    def has_room(self, taps: Taps | None) -> bool:
-        """For one more source with these taps, and its target."""
-        return self._sources < _MOST_PARTS and self._taps + len(taps.dy if taps else ()) <= MOST_TAPS
-
-    def source(
-        self,
-        x: Map,
-        weight: Tensor,
-        depthwise: tuple[Taps, Tensor, Tensor | None, bool] | None,
-        before: Affine | None = None,
-    ) -> None:
-        assert weight.is_contiguous()
-        assert weight.dtype is self._dtype is x.kept.dtype
-        assert weight.shape[1] * weight.itemsize % _ACCESS == 0
-        weight = weight if weight.data_ptr() % _ACCESS == 0 else weight.clone()
-        source = self._all.source[self._sources]
-        source.x, source.weight, source.depth, source.floor = x, weight.data_ptr(), weight.shape[1], NO_FLOOR
-        vectors: tuple[Tensor | None, ...] = ()
-        if depthwise is not None:
-            taps, matrix, bias, relu = depthwise
-            vectors = matrix, bias = vector_of(matrix), None if bias is None else vector_of(bias)
-            end = self._taps + len(taps.dy)
-            self._all.dy[self._taps : end], self._all.dx[self._taps : end] = _offsets(taps.dy), _offsets(taps.dx)
-            source.is_depthwise, source.first_tap, source.taps = True, self._taps, len(taps.dy)
-            source.depthwise, source.bias, source.floor = matrix.data_ptr(), address_of(bias), floor_of(relu)
-            self._taps = end
-        elif before is not None:
-            vectors = scale, shift = vector_of(before.scale), vector_of(before.shift)
-            source.scale, source.shift, source.floor = scale.data_ptr(), shift.data_ptr(), floor_of(before.relu)
-        source.aligned = _is_aligned((x,), vectors, _ACCESS // self._dtype.itemsize)
-        self._kept += [x, weight, vectors]
-        self._sources += 1
-
-    def target(
-        self,
-        y: Map,
-        bias: Tensor | None,
-        relu: bool,
-        *,
-        more: Map | None = None,
-        grids: Sequence[Map] = (),
-        mask: Map | None = None,
-        masked_by: Affine | None = None,
-        moments: tuple[Tensor, Tensor] | None = None,
-        sums: tuple[Tensor, Tensor, Tensor] | None = None,
-    ) -> None:
-        """Where the product of the sources since the last target goes, and by what way (Target of product.cu)."""
-        target = self._all.target[self._targets]
-        vectors = [None if vector is None else vector_of(vector) for vector in (bias, *(masked_by or ())[:2])]
-        target.y, target.floor, target.bias = y, floor_of(relu), address_of(vectors[0])
-        target.first_source, target.sources = self._first, self._sources - self._first
-        target.first_grid, target.grids = self._grids, len(grids)
-        for grid in grids:
-            assert grid.kept.dtype is torch.float32
-            self._all.grid[self._grids] = grid
-            self._grids += 1
-        if more is not None:
-            target.more = more
-        if mask is not None:
-            target.mask = mask
-        if masked_by is not None:
-            _, target.mask_scale, target.mask_shift = map(address_of, vectors)
-        if moments is not None:
-            target.mean, target.deviations = map(address_of, moments)
-        if sums is not None:
-            partial, center, inverse = sums[0], vector_of(sums[1]), vector_of(sums[2])
-            target.sums, target.center, target.inverse = map(address_of, (partial, center, inverse))
-            self._kept += [center, inverse]
-        maps = [view for view in (y, more, mask) if view is not None]
-        target.aligned = _is_aligned(maps, vectors, _GROUP)
-        self._kept += [y, grids, more, mask, vectors]
-        self._first = self._sources
-        self._targets += 1
-
-    def run(self) -> None:
-        if not self._targets:
-            return
-        every = self._all
-        targets = every.target[: self._targets]
-        y, name = targets[0].y, _arithmetic(self._dtype)
-        chunk = _CHUNK_BYTES // self._dtype.itemsize
-        rows = _above(_positions(y), _ROWS)
-        filters = max(target.y.c for target in targets)
-        chunks = sum(_above(source.x.c, chunk) for source in every.source[: self._sources])
-        columns, parts = _tiling(rows, filters, len(targets), chunks, self._kernels.multiprocessors)
-        every.tiles, every.share = _above(filters, columns), max(1, _above(chunks, parts))
-        every.parts = every.tiles * len(targets)
-        partial = None
-        if parts > 1:
-            size = (parts, _positions(y), y.c)
-            partial = torch.empty(size, dtype=torch.float32, device=self._kept[0].kept.device)
-            every.partial = partial.data_ptr()
-        self._kernels.launch(
-            f"dpc_product_{name}_{columns}",
-            (rows * every.parts, 1, parts),
-            (_THREADS, 1, 1),
-            every,
-            shared=2 * (_ROWS + columns) * _STRIDE,
-        )
-        if partial is not None:
-            self._kernels.launch(
-                f"dpc_add_up_{_NAMES[self._dtype]}",
-                (rows, _above(filters, 128), 1),
-                (_THREADS, 1, 1),
-                *(every, parts),
-                shared=4 * _BAND * (128 + 4),
-            )
-
-
-def _tiling(rows: int, filters: int, products: int, chunks: int, multiprocessors: int) -> tuple[int, int]:
-    """Filters of a block, and how many blocks share the depth of a product.
-
-    With 256 filters a block computes each position's depthwise convolution once for all of a branch of the paper; with
-    128 there are twice as many blocks. Where even these leave multiprocessors without one, and there is a lot of depth,
-    it is shared: but every part has 4 chunks, since it also has its sums to write.
-    """
-    columns = 256 if filters > 128 and rows * products * _above(filters, 256) >= multiprocessors else 128
-    blocks = rows * products * _above(filters, columns)
-    if products > 1 or 2 * blocks > multiprocessors:
-        return columns, 1
-    return columns, max(1, min(chunks // 4, multiprocessors // blocks, 16))
-
-
-def _arithmetic(dtype: torch.dtype) -> str:
-    """fp32 is multiplied as torch's convolutions would: in full, or by TF32 where the setting allows it."""
-    cudnn: Any = torch.backends.cudnn
-    return "tf32" if dtype is torch.float32 and cudnn.conv.fp32_precision == "tf32" else _NAMES[dtype]
 
 
 def _input(tensor: Tensor) -> Map:

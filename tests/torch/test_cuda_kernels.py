@@ -23,7 +23,7 @@ from torch import Tensor
 from torch_subjects import Subject, fp32_multiplied
 
 from dpcdsl import DpcError
-from dpcdsl_torch import aten, compile_cell, cuda, depthwise_conv2d, launch, maps, nvrtc
+from dpcdsl_torch import aten, compile_cell, cuda, cuda_products, depthwise_conv2d, launch, maps, nvrtc
 from dpcdsl_torch.build import Absent
 from dpcdsl_torch.cuda import CudaPrimitives
 from dpcdsl_torch.launch import Kernels, architecture_for
@@ -136,7 +136,8 @@ def test_constants_are_the_sources() -> None:
     found = {name: int(value) for name, value in re.findall(r"constexpr int k(\w+) = (\d+);", text)}
     snake = {re.sub("(?<!^)(?=[A-Z])", "_", name).upper(): value for name, value in found.items()}
     assert snake.pop("MOST_TAPS") == cuda.MOST_TAPS
-    ours = {name[1:]: value for name, value in vars(cuda).items() if re.fullmatch("_[A-Z_]+", name)}
+    named = vars(cuda) | vars(cuda_products)
+    ours = {name.lstrip("_"): value for name, value in named.items() if re.fullmatch("[A-Z_]+", name)}
     same = snake.keys() & ours.keys()
     assert {"LANES_X", "SUM_LANES_Y", "THREADS", "ROWS", "STRIDE", "BAND", "OUTER_COLUMNS", "MOST_PARTS"} <= same
     assert {name: ours[name] for name in same} == {name: snake[name] for name in same}

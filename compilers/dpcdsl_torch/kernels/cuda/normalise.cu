@@ -45,8 +45,20 @@ __device__ inline void normalise(const Map& x, const float* scale, const float* 
   });
 }
 
-// One block's sums by channel of g and of g (x - mean) inverse, to partial[blockIdx.x]: [2, c]. g is the sum of one or two
-// gradients (`two` has no data if there is one) where y = scale x + shift is above the floor.
+// A position's x, and of one or two gradients (`two` has no data if there is one) what passes the ReLU of scale x + shift.
+template <class T, int Count>
+__device__ inline void load_passed(const Map& one, const Map& two, const Map& x, const Place& at, int64_t c,
+                                   const float* scale, const float* shift, float floor, float* value, float* gradient) {
+  float other[Count] = {};
+  load_at<T, Count>(x, at, c, value);
+  load_at<T, Count>(one, at, c, gradient);
+  if (two.data) load_at<T, Count>(two, at, c, other);
+#pragma unroll
+  for (int i = 0; i < Count; i++)
+    gradient[i] = scale[i] * value[i] + shift[i] <= floor ? 0.0f : gradient[i] + other[i];
+}
+
+// One block's sums by channel of g and of g (x - mean) inverse, to partial[blockIdx.x]: [2, c]; g as load_passed has it.
 template <class T, int Count>
 __device__ inline void sum_gradients(const Map& one, const Map& two, const Map& x, const float* scale,
                                      const float* shift, float floor, const float* mean, const float* inverse, int share,
@@ -62,15 +74,12 @@ __device__ inline void sum_gradients(const Map& one, const Map& two, const Map& 
     load_vector<Count>(mean + c, middle);
     for (unsigned p = mine.begin + threadIdx.y; p < mine.end; p += kSumLanesY) {
       const Place at = place(x, p);
-      float value[Count], gradient[Count], other[Count] = {};
-      load_at<T, Count>(x, at, c, value);
-      load_at<T, Count>(one, at, c, gradient);
-      if (two.data) load_at<T, Count>(two, at, c, other);
+      float value[Count], gradient[Count];
+      load_passed<T, Count>(one, two, x, at, c, factor, more, floor, value, gradient);
 #pragma unroll
       for (int i = 0; i < Count; i++) {
-        const float g = factor[i] * value[i] + more[i] <= floor ? 0.0f : gradient[i] + other[i];
-        plain[i] += g;
-        with[i] += g * (value[i] - middle[i]);
+        plain[i] += gradient[i];
+        with[i] += gradient[i] * (value[i] - middle[i]);
       }
     }
   }
@@ -99,15 +108,11 @@ __device__ inline void gradient_of_norm(const Map& one, const Map& two, const Ma
   load_vector<Count>(mean + c, middle);
   load_vector<Count>(constant + c, more);
   each_position(x, [&](const Place& at) {
-    float value[Count], gradient[Count], other[Count] = {};
-    load_at<T, Count>(x, at, c, value);
-    load_at<T, Count>(one, at, c, gradient);
-    if (two.data) load_at<T, Count>(two, at, c, other);
+    float value[Count], gradient[Count];
+    load_passed<T, Count>(one, two, x, at, c, factor, add, floor, value, gradient);
 #pragma unroll
-    for (int i = 0; i < Count; i++) {
-      const float g = factor[i] * value[i] + add[i] <= floor ? 0.0f : gradient[i] + other[i];
-      gradient[i] = of_g[i] * g + of_x[i] * (value[i] - middle[i]) + more[i];
-    }
+    for (int i = 0; i < Count; i++)
+      gradient[i] = of_g[i] * gradient[i] + of_x[i] * (value[i] - middle[i]) + more[i];
     store_at<T, Count>(gradient, to, at, c);
   });
 }
