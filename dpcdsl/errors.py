@@ -82,6 +82,7 @@ CODES: dict[str, str] = {
     # Segmentation
     "DPC090": "no such backbone",
     "DPC091": "weights do not fit the backbone",
+    "DPC092": "a label map does not fit the classes",
 }
 
 _WINDOW = 100  # characters of a source line shown around the caret

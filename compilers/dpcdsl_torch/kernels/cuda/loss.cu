@@ -67,7 +67,7 @@ __device__ inline void find(const CrossEntropy& all) {
   __syncthreads();
   for (int begin = 0; begin < pixels; begin += kPixels) {
     Pixel pixel = {};
-    float most = 0, sum = 1;
+    float most = 0, share = 0;  // the largest logit, and 1 / the sum of what all are exp of above it
     if (begin + thread < pixels) {
       const int y = top + (begin + thread) / along, x = left + (begin + thread) % along;
       const int64_t at = (int64_t(n) * all.height + y) * all.width + x;
@@ -88,8 +88,9 @@ __device__ inline void find(const CrossEntropy& all) {
           const float value = interpolate(corner, classes, k, pixel);
           most = value > most || value != value ? value : most;
         }
-        sum = 0;
+        float sum = 0;
         for (int k = 0; k < classes; k++) sum += expf(interpolate(corner, classes, k, pixel) - most);
+        share = 1 / sum;
         mine = pixel.weight * (logf(sum) + most - interpolate(corner, classes, pixel.label, pixel));
       }
       loss += mine;
@@ -106,7 +107,7 @@ __device__ inline void find(const CrossEntropy& all) {
       for (int k = 0; k < here; k++) {
         float slope = 0;
         if (pixel.label >= 0) {
-          slope = expf(interpolate(corner, classes, first + k, pixel) - most) / sum;
+          slope = expf(interpolate(corner, classes, first + k, pixel) - most) * share;
           slope = pixel.weight * (first + k == pixel.label ? slope - 1 : slope);
         }
         probability[thread * (kClasses + 1) + k] = slope;
