@@ -83,6 +83,10 @@ CODES: dict[str, str] = {
     "DPC090": "no such backbone",
     "DPC091": "weights do not fit the backbone",
     "DPC092": "a label map does not fit the classes",
+    "DPC093": "a data set is not whole",
+    "DPC094": "an image cannot be read",
+    "DPC095": "a checkpoint cannot be used",
+    "DPC096": "training has stopped",
 }
 
 _WINDOW = 100  # characters of a source line shown around the caret

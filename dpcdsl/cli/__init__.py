@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import click
 
-from dpcdsl.cli import comparing, compiling, doctor, enumerating, language, start, views
+from dpcdsl.cli import comparing, compiling, data, doctor, enumerating, language, start, views
 from dpcdsl.cli.common import load_plugin
 from dpcdsl.errors import DpcError
 
@@ -54,6 +54,7 @@ for command in (
     comparing.distance_command,
     comparing.canonical_command,
     compiling.compile_command,
+    data.data_command,
     start.init,
     start.completion,
     doctor.doctor,

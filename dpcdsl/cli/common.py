@@ -41,6 +41,7 @@ __all__ = [
     "print_json",
     "progress",
     "read_stdin",
+    "segmentation",
     "space_argument",
     "space_of",
     "tracked",
@@ -172,6 +173,16 @@ def space_of(reference: str, where: Iterable[str] = ()) -> NamedSpace:
     ]
     name += f" where {' and '.join(conditions)}" if conditions else ""
     return NamedSpace("" if reference == "-" else name, space.where(*constraints), found.scope)
+
+
+@contextmanager
+def segmentation() -> Iterator[None]:
+    """To import what needs torch and timm within."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        hint = "pip install 'dpcdsl[segmentation]'"
+        raise DpcError.of("DPC090", f"the segmentation system needs {error.name}", hint=hint) from None
 
 
 @contextmanager

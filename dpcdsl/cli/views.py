@@ -18,9 +18,9 @@ from dpcdsl.cli.common import (
     json_option,
     print_json,
     read_stdin,
+    segmentation,
 )
 from dpcdsl.cost import cost, paper_table1
-from dpcdsl.errors import DpcError
 from dpcdsl.explain import explain, explain_data, spelled_count, table
 from dpcdsl.layers import Size
 from dpcdsl.references import find, read_cell
@@ -108,11 +108,8 @@ def _model_cost(
     output_stride: int,
     as_json: bool,
 ) -> None:
-    try:
+    with segmentation():
         from dpcdsl.segmentation import model_cost
-    except ModuleNotFoundError as error:
-        hint = "pip install 'dpcdsl[segmentation]'"
-        raise DpcError.of("DPC090", f"a backbone needs {error.name}", hint=hint) from None
 
     price = model_cost(
         cell,

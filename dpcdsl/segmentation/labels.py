@@ -39,7 +39,23 @@ class LabelSet:
     strict: bool = False
 
     def __post_init__(self) -> None:
-        assert len(self.names) == len(self.colours) == len(self.ids or self.names)
+        if not 1 <= len(self.names) <= IGNORED or not len(self.names) == len(self.colours) == len(
+            self.ids or self.names
+        ):
+            raise DpcError.of(
+                "DPC092",
+                f"{len(self.names)} names, {len(self.colours)} colours and {len(self.ids)} ids of classes",
+                hint=f"1 to {IGNORED} classes, each with a colour",
+            )
+        for name in self.names:
+            if not name.isprintable() or not name.strip() or len(name) > 100 or self.names.count(name) > 1:
+                raise DpcError.of(
+                    "DPC092", f"`{name}` is no name of a class", hint="printable, not long, and given once"
+                )
+        if any(not 0 <= value <= 255 for colour in self.colours for value in colour) or any(
+            not 0 <= one < IGNORED for one in self.ids
+        ):
+            raise DpcError.of("DPC092", "colours of classes are three numbers from 0 to 255, and ids are from 0 to 254")
 
     @property
     def count(self) -> int:
