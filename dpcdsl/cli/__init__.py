@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import click
 
-from dpcdsl.cli import comparing, compiling, data, doctor, enumerating, language, start, views
+from dpcdsl.cli import comparing, compiling, data, doctor, enumerating, evaluating, language, start, training, views
 from dpcdsl.cli.common import load_plugin
 from dpcdsl.errors import DpcError
 
@@ -55,6 +55,10 @@ for command in (
     comparing.canonical_command,
     compiling.compile_command,
     data.data_command,
+    training.train_command,
+    evaluating.eval_command,
+    evaluating.predict_command,
+    evaluating.analyze_command,
     start.init,
     start.completion,
     doctor.doctor,

@@ -26,6 +26,7 @@ from dpcdsl.space import Space
 from dpcdsl.syntax import Definition, parse_condition, zoo
 
 __all__ = [
+    "NUMBERS",
     "SHARD",
     "SIZE",
     "NamedSpace",
@@ -34,6 +35,7 @@ __all__ = [
     "cell_of",
     "conventions_of",
     "conventions_options",
+    "device_option",
     "form_option",
     "json_option",
     "load_plugin",
@@ -55,8 +57,9 @@ T = TypeVar("T")
 if TYPE_CHECKING:
     _SizeType = click.ParamType[Size]
     _ShardType = click.ParamType[tuple[int, int]]
+    _NumbersType = click.ParamType[tuple[float, ...]]
 else:
-    _SizeType = _ShardType = click.ParamType  # only the newest click knows it as generic when it runs
+    _SizeType = _ShardType = _NumbersType = click.ParamType  # only the newest click knows it as generic when it runs
 
 #: Totals up to this are told as a share and with the time that is left.
 _COUNTABLE = 10**12
@@ -141,6 +144,25 @@ class _Shard(_ShardType):
 
 SHARD = _Shard()
 
+
+class _Numbers(_NumbersType):
+    """Several numbers, between commas."""
+
+    name = "A,B,…"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(float(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not a list of numbers; write them as 0.5,1,1.5", param, ctx)
+
+
+NUMBERS = _Numbers()
+
+device_option = click.option("--device", default="auto", show_default=True, help="cpu, cuda, or whichever there is.")
+
 where_option = click.option(
     "--where", multiple=True, metavar="EXPR", help="A constraint, such as 'params(F=320) <= 0.40M'. May be repeated."
 )
@@ -214,12 +236,12 @@ def progress() -> Iterator[None]:
             click.echo("\r\x1b[K", err=True, nl=False)
 
 
-def tracked(items: Iterable[T], total: int, what: str) -> Iterator[T]:
+def tracked(items: Iterable[T], total: int, what: str, every: int = 64) -> Iterator[T]:
     """The same items, reported as they go by."""
     from dpcdsl.enumeration import report
 
     for number, item in enumerate(items):
-        if number % 64 == 0:
+        if number % every == 0:
             report(what, number, total)
         yield item
 

@@ -36,7 +36,7 @@ def check(root: str, splits: tuple[str, ...], as_json: bool) -> None:
     for split in splits or found:
         total = count_data(root, split)
         with progress():
-            errors = [error for _, error in tracked(check_data(root, split), total, f"checking {split}") if error]
+            errors = [error for _, error in tracked(check_data(root, split), total, f"checking {split}", 8) if error]
         counts[split] = {"examples": total, "wrong": len(errors)}
         wrong += errors
         if not as_json:
@@ -69,6 +69,6 @@ def synthetic(root: Path, split: str, count: int, size: Size, seed: int, shuffle
 
     scenes = SyntheticSet(count, split, size, seed, shuffled)
     with progress():
-        for _ in tracked(write_synthetic(root, scenes), count, "drawing"):
+        for _ in tracked(write_synthetic(root, scenes), count, "drawing", 8):
             pass
     click.echo(f"{count:,} scenes of {size[0]}x{size[1]} in {root}, split {split}")

@@ -14,7 +14,16 @@ from torch import Tensor, nn
 
 from dpcdsl.errors import DpcError, nearest
 
-__all__ = ["BACKBONES", "Backbone", "Features", "load_backbone_weights"]
+__all__ = [
+    "BACKBONES",
+    "Backbone",
+    "Features",
+    "freeze_batch_norm",
+    "load_backbone_weights",
+    "load_timm_weights",
+    "set_momentum",
+    "timm_preprocessing",
+]
 
 #: The paper's backbones, by timm's names.
 BACKBONES = {
@@ -24,6 +33,7 @@ BACKBONES = {
     "xception71": "xception71",
 }
 
+_OURS = "model.backbone.network."  # before the names in a checkpoint
 _LOW_STRIDE = 4  # of the features that a decoder takes
 
 
@@ -73,6 +83,20 @@ class Backbone(nn.Module):
         return f"{self.name}, output_stride={self.output_stride}"
 
 
+def set_momentum(module: nn.Module, momentum: float) -> None:
+    """Of every batch normalisation in a module: the share of a batch in the running statistics."""
+    for part in module.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            part.momentum = momentum
+
+
+def freeze_batch_norm(module: nn.Module) -> None:
+    """Every batch normalisation in a module as in evaluation: until ``train()`` is called again."""
+    for part in module.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            part.eval()
+
+
 def _network(name: str, output_stride: int) -> Any:
     try:
         import timm
@@ -100,13 +124,16 @@ def _network(name: str, output_stride: int) -> Any:
 def load_backbone_weights(backbone: Backbone, path: str | Path) -> None:
     """Weights of a file into a backbone: ``.safetensors``, or ``.pth`` of which nothing but tensors is read.
 
-    The file holds timm's names, as its ``state_dict`` has them, or under ``state_dict`` or ``model``; what belongs to a
-    classifier is left out. Nothing is loaded unless all of the backbone is there.
+    The file holds timm's names, as its ``state_dict`` has them, or under ``state_dict`` or ``model``, or it is a
+    checkpoint of this library's, whose backbone is taken; what belongs to a classifier is left out. Nothing is loaded
+    unless all of the backbone is there.
 
     Raises :class:`DpcError` (DPC091) for a file that cannot be read, or is not of this backbone.
     """
     path = Path(path)
     found = _read(path)
+    own = {name.removeprefix(_OURS): value for name, value in found.items() if name.startswith(_OURS)}
+    found = own or found
     wanted = backbone.network.state_dict()
     missing = [name for name in wanted if name not in found and not name.endswith("num_batches_tracked")]
     if missing:
@@ -126,6 +153,36 @@ def load_backbone_weights(backbone: Backbone, path: str | Path) -> None:
                 hint="the file is of another backbone",
             )
     backbone.network.load_state_dict({name: found.get(name, own) for name, own in wanted.items()})
+
+
+def load_timm_weights(backbone: Backbone) -> None:
+    """Timm's pretrained weights, which it fetches if it has not kept them. Their images are preprocessed by
+    :func:`timm_preprocessing`. Raises :class:`DpcError` (DPC091) where there are none, or they cannot be fetched.
+    """
+    try:
+        import timm
+
+        known = BACKBONES.get(backbone.name, backbone.name)
+        network = timm.create_model(known, features_only=True, output_stride=backbone.output_stride, pretrained=True)
+    except Exception as error:  # of the network, the hub, or timm
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DpcError.of(
+            "DPC091",
+            f"timm's weights of `{backbone.name}` cannot be had: {reason}",
+            hint="fetch them on a machine with a network, and give the file",
+        ) from None
+    backbone.network.load_state_dict(network.state_dict())
+
+
+def timm_preprocessing(name: str) -> dict[str, tuple[float, ...]]:
+    """``mean`` and ``std``, of pixels from 0 to 1, that timm's weights of a backbone were trained with."""
+    import timm
+
+    known = BACKBONES.get(name, name)
+    config = timm.get_pretrained_cfg(known) if timm.is_model(known) else None
+    if config is None:
+        return {}
+    return {"mean": tuple(config.mean), "std": tuple(config.std)}
 
 
 def _read(path: Path) -> dict[str, Tensor]:

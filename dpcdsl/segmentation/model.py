@@ -12,13 +12,14 @@ from dpcdsl.cell import Cell
 from dpcdsl.errors import DpcError
 from dpcdsl.operators import Operator
 from dpcdsl.references import read_cell
-from dpcdsl.segmentation.backbone import Backbone
+from dpcdsl.segmentation.backbone import Backbone, freeze_batch_norm, set_momentum
 from dpcdsl_torch import EagerCell, compile_cell
 
-__all__ = ["SegmentationModel"]
+__all__ = ["PresenceClassifier", "SegmentationModel"]
 
 PROJECTION = 256
 LOW_CHANNELS, DECODER_FILTERS = 48, 256
+BATCH_NORM_MOMENTUM = 3e-4  # a decay of 0.9997
 
 
 class SegmentationModel(nn.Module):
@@ -29,6 +30,8 @@ class SegmentationModel(nn.Module):
         rates are doubled at 8. decoder: ``"deeplabv3+"`` resizes the cell's result to stride 4, joins it with the
         backbone's features there (1x1 to 48), and adds two separable convolutions of 256; None for none.
     eager: the cell as plain PyTorch modules, and not fused. Both have the same ``state_dict``.
+    fine_tune_batch_norm: False keeps all running statistics, the backbone's too, and normalises with them in training.
+    batch_norm_momentum: of the backbone's, too; the paper's by default.
     options: those of :class:`dpcdsl_torch.EagerCell`; ``projection`` is 256 by default.
 
     The logits are to be resized to the images' size with aligned corners; in training
@@ -56,6 +59,9 @@ class SegmentationModel(nn.Module):
         value = read_cell(cell) if isinstance(cell, str) else cell
         make = EagerCell if eager else compile_cell
         options = {"projection": PROJECTION, "output_stride": self.backbone.output_stride} | options
+        options.setdefault("batch_norm_momentum", BATCH_NORM_MOMENTUM)
+        self.fine_tunes = options.get("fine_tune_batch_norm", True)
+        set_momentum(self.backbone, options["batch_norm_momentum"])
         self.cell: Any = make(value, self.backbone.channels, **options)
         norm = {name: options[name] for name in _NORM if name in options}
         channels: int = self.cell.out_channels
@@ -63,6 +69,12 @@ class SegmentationModel(nn.Module):
         self.logits = nn.Conv2d(DECODER_FILTERS if decoder else channels, classes, 1)
         nn.init.trunc_normal_(self.logits.weight, std=0.01, a=-0.02, b=0.02)
         nn.init.zeros_(self.logits.bias)  # type: ignore[arg-type]
+
+    def train(self, mode: bool = True) -> SegmentationModel:
+        super().train(mode)
+        if not self.fine_tunes:
+            freeze_batch_norm(self.backbone)
+        return self
 
     def forward(self, images: Tensor) -> Tensor:
         low, high = self.backbone(images)
@@ -76,11 +88,38 @@ class SegmentationModel(nn.Module):
         logits: Tensor = self.logits(found)
         return logits
 
-    def predict(self, images: Tensor) -> Tensor:
-        """Label maps [N, H, W] of int64 at the images' size."""
-        with torch.no_grad():
-            large = F.interpolate(self(images), images.shape[2:], mode="bilinear", align_corners=True)
-        return large.argmax(1)
+
+class PresenceClassifier(nn.Module):
+    """A backbone, the mean of its last map, and a linear layer: images [N, 3, H, W] to logits [N, ``classes``].
+
+    Whether a class is anywhere in the image: what a backbone can be trained on before there is anything better.
+    The options are those of :class:`SegmentationModel`.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone | str,
+        classes: int,
+        *,
+        output_stride: int = 16,
+        fine_tune_batch_norm: bool = True,
+        batch_norm_momentum: float = BATCH_NORM_MOMENTUM,
+    ) -> None:
+        super().__init__()
+        self.backbone = Backbone(backbone, output_stride) if isinstance(backbone, str) else backbone
+        self.classes, self.fine_tunes = classes, fine_tune_batch_norm
+        set_momentum(self.backbone, batch_norm_momentum)
+        self.logits = nn.Linear(self.backbone.channels, classes)
+
+    def train(self, mode: bool = True) -> PresenceClassifier:
+        super().train(mode)
+        if not self.fine_tunes:
+            freeze_batch_norm(self.backbone)
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        found: Tensor = self.logits(self.backbone(images).high.mean((2, 3)))
+        return found
 
 
 _NORM = ("batch_norm_momentum", "batch_norm_epsilon", "fine_tune_batch_norm")

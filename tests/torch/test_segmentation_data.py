@@ -11,7 +11,7 @@ from torchvision.datasets import Cityscapes
 
 from dpcdsl import DpcError
 from dpcdsl.segmentation.labels import CITYSCAPES, IGNORED, PERSON_PART, VOC, LabelSet, voc_palette
-from dpcdsl.segmentation.transforms import SCALES, Augmentation, normalised
+from dpcdsl.segmentation.transforms import SCALES, Augmentation, Preprocessing
 
 # Labels
 
@@ -74,7 +74,7 @@ def test_image_and_labels_go_together(size: tuple[int, int], crop: tuple[int, in
     assert image.dtype is torch.float32
     assert labels.dtype is torch.uint8
     inside = labels != IGNORED
-    assert torch.equal(image[0][inside], normalised(labels)[inside])
+    assert torch.equal(image[0][inside], Preprocessing()(labels[None])[0][inside])
     assert (image[0][~inside] == 0).all()
     kept = min(size[0], crop[0]) * min(size[1], crop[1])
     assert int(inside.sum()) == kept

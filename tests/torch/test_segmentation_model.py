@@ -72,7 +72,6 @@ def test_fused_and_eager_have_one_state(decoder: str | None) -> None:
     with torch.no_grad():
         expected = eager(images)
         torch.testing.assert_close(fused(images), expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
-    assert fused.predict(images).shape == (1, 65, 49)
 
 
 def test_the_output_stride_reaches_the_cell() -> None:

@@ -1,0 +1,189 @@
+"""``dpc train``: a model is trained, or a backbone, and what shows how far it is."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dpcdsl.cli.common import NUMBERS, SIZE, cell_of, device_option, json_option, names, print_json, segmentation
+from dpcdsl.layers import Size
+from dpcdsl.references import read_space
+
+if TYPE_CHECKING:
+    from dpcdsl.segmentation.training import Progress
+
+_EVERY = 10  # seconds between two lines where there is no terminal
+
+
+@click.command("train")
+@click.argument("cell", metavar="[CELL]", required=False, shell_complete=names)
+@click.option("--data", "root", required=True, metavar="ROOT", help="The data set's folder; see `dpc data check -h`.")
+@click.option("--split", default="train", show_default=True)
+@click.option("-o", "--out", "folder", required=True, metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--resume", is_flag=True, help="Go on from the checkpoint in DIR, if there is one.")
+@click.option(
+    "--head",
+    type=click.Choice(["cell", "classifier"]),
+    default="cell",
+    show_default=True,
+    help="A classifier, without a cell, of what is in an image trains a backbone before there is anything better.",
+)
+@click.option("--backbone", metavar="NAME", default="mobilenet-v2", show_default=True)
+@click.option(
+    "--weights", metavar="FILE|DIR|timm", help="Of the backbone: a file, a folder of training, or timm's own."
+)
+@click.option("--output-stride", type=click.IntRange(8, 16), default=16, show_default=True, help="16 or 8.")
+@click.option("--decoder", is_flag=True, help="With DeepLabv3+'s decoder.")
+@click.option("--pooling", type=click.Choice(["paper", "sliding"]), default="paper", show_default=True)
+@click.option("--space", metavar="SPACE", help="The space the cell is of; the paper's by default, if it has it.")
+@click.option("--crop", type=SIZE, metavar="HxW", help="In pixels; 769x769 for Cityscapes and 513x513 for others.")
+@click.option("--steps", type=int, default=90_000, show_default=True)
+@click.option("--batch", type=int, default=16, show_default=True, help="Images a step, over all processes.")
+@click.option("--accumulate", type=int, default=1, show_default=True, help="Parts that a step is computed in.")
+@click.option("--rate", type=float, default=0.01, show_default=True, help="At the start; it falls to 0.")
+@click.option("--power", type=float, default=0.9, show_default=True, help="Of the rate's polynomial decay.")
+@click.option("--momentum", type=float, default=0.9, show_default=True)
+@click.option("--weight-decay", type=float, default=4e-5, show_default=True)
+@click.option("--scales", type=NUMBERS, metavar="A,B,…", help="Of the augmentation; 0.5 to 2 by 0.25 by default.")
+@click.option("--no-mirror", is_flag=True, help="Do not mirror images.")
+@click.option("--frozen-batch-norm", is_flag=True, help="Keep the running statistics, and normalise with them.")
+@click.option("--batch-norm-momentum", type=float, default=3e-4, show_default=True, help="More for short trainings.")
+@click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
+@click.option("--class-weights", type=NUMBERS, metavar="A,B,…", help="Of the loss, one a class.")
+@click.option("--hardest", type=float, default=1.0, show_default=True, help="Share of the pixels that counts.")
+@click.option("--mean", type=NUMBERS, metavar="R,G,B", help="Of pixels from 0 to 1; 0.5 by default, or timm's.")
+@click.option("--std", type=NUMBERS, metavar="R,G,B", help="Of pixels from 0 to 1; 0.5 by default, or timm's.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--workers", type=click.IntRange(0), default=0, show_default=True, help="Processes that read images.")
+@click.option("--save-every", type=click.IntRange(1), default=1000, show_default=True, metavar="STEPS")
+@device_option
+@json_option
+def train_command(
+    cell: str | None,
+    root: str,
+    split: str,
+    folder: Path,
+    resume: bool,
+    head: str,
+    backbone: str,
+    weights: str | None,
+    output_stride: int,
+    decoder: bool,
+    pooling: str,
+    space: str | None,
+    crop: Size | None,
+    scales: tuple[float, ...] | None,
+    no_mirror: bool,
+    frozen_batch_norm: bool,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+    device: str,
+    workers: int,
+    save_every: int,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Train a model around CELL, into DIR: a checkpoint, and what TensorBoard shows.
+
+    The defaults are the paper's for Cityscapes. A training that was interrupted, however it was, goes on with the same
+    command and --resume. On several GPUs: torchrun --nproc-per-node N -m dpcdsl.cli train ….
+    """
+    if (cell is None) != (head == "classifier"):
+        raise click.UsageError("A CELL goes with --head cell, and none with --head classifier.")
+    if head == "classifier" and (decoder or space):
+        raise click.UsageError("--decoder and --space go with a cell.")
+    with segmentation():
+        from dpcdsl.segmentation.backbone import timm_preprocessing
+        from dpcdsl.segmentation.datasets import open_data
+        from dpcdsl.segmentation.description import ModelDescription
+        from dpcdsl.segmentation.labels import CITYSCAPES
+        from dpcdsl.segmentation.training import TrainingSettings, train
+        from dpcdsl.segmentation.transforms import Preprocessing
+
+    name, value = cell_of(cell, space) if cell is not None else ("", None)
+    data = open_data(root, split)
+    own = timm_preprocessing(backbone) if weights == "timm" else {}
+    own |= {name: given for name, given in (("mean", mean), ("std", std)) if given is not None}
+    description = ModelDescription.of(
+        value,
+        name,
+        backbone,
+        data.labels,
+        crop or ((769, 769) if data.labels is CITYSCAPES else (513, 513)),
+        space=read_space(space) if space else None,
+        output_stride=output_stride,
+        decoder="deeplabv3+" if decoder else None,
+        pooling=pooling,
+        preprocessing=Preprocessing(**own),
+    )
+    chosen = TrainingSettings(
+        mirror=0.0 if no_mirror else 0.5,
+        fine_tune_batch_norm=not frozen_batch_norm,
+        **settings,
+        **({"scales": scales} if scales else {}),
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    last: list[float] = []
+    with _shown(chosen.steps) as (started, report):
+
+        def heard(progress: Progress) -> None:
+            last[:] = [progress.loss]
+            report(progress)
+
+        path = train(
+            data,
+            description,
+            chosen,
+            folder,
+            weights=weights,
+            resume=resume,
+            device=device,
+            workers=workers,
+            save_every=save_every,
+            started=started,
+            report=heard,
+        )
+    if as_json and last:
+        print_json({"checkpoint": str(path), "steps": chosen.steps, "loss": last[0]})
+    elif last:
+        click.echo(f"{path}: {chosen.steps:,} steps, loss {last[0]:.4f}")
+
+
+@contextmanager
+def _shown(steps: int) -> Iterator[tuple[Callable[[int], None], Callable[[Progress], None]]]:
+    """A bar on a terminal, and a line now and then elsewhere, both on standard error."""
+    if not sys.stderr.isatty():
+        spoken = time.monotonic()
+
+        def line(progress: Progress) -> None:
+            nonlocal spoken
+            if time.monotonic() - spoken >= _EVERY or progress.step == progress.steps:
+                spoken = time.monotonic()
+                left = (progress.steps - progress.step) * progress.seconds_per_step
+                click.echo(
+                    f"step {progress.step:,} of {progress.steps:,}: loss {progress.loss:.4f}, rate "
+                    f"{progress.rate:.2e}, {left:,.0f} s left",
+                    err=True,
+                )
+
+        yield lambda start: click.echo(f"going on after step {start:,}", err=True) if start else None, line
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        *("training", BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.4f}")),
+        *(TextColumn("rate {task.fields[rate]:.2e}"), TimeRemainingColumn()),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("training", total=steps, loss=float("nan"), rate=0.0)
+        yield (
+            lambda start: bar.update(task, completed=start),
+            lambda progress: bar.update(task, completed=progress.step, loss=progress.loss, rate=progress.rate),
+        )

@@ -1,0 +1,84 @@
+"""What each step of training sees: a function of the seed and the step alone, whatever came before.
+
+So a training that goes on from a checkpoint sees what it would have seen, with any number of workers or processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from dpcdsl.errors import DpcError
+from dpcdsl.segmentation.datasets import DataSet
+from dpcdsl.segmentation.transforms import Augmentation
+
+__all__ = ["Batch", "batches", "seed_of"]
+
+#: Images [N, 3, H, W], fp32, and labels [N, H, W], uint8.
+Batch = tuple[Tensor, Tensor]
+
+_ORDER, _AUGMENTATION = 0, 1
+
+
+def seed_of(*parts: int) -> int:
+    """One number of several, as unlike for near ones as for far ones."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0]) >> 1
+
+
+def batches(
+    data: DataSet,
+    augmentation: Augmentation,
+    chunks: Iterable[range],
+    *,
+    seed: int,
+    workers: int = 0,
+    pin: bool = False,
+) -> Iterator[Batch]:
+    """A batch for each of ``chunks``, which are ranges of the endless sequence of examples: the data set over and over,
+    each time in another order.
+
+    Raises :class:`DpcError` as reading an example does.
+    """
+    loader: DataLoader[Any] = DataLoader(
+        _Drawn(data, augmentation, seed),
+        batch_sampler=map(list, chunks),
+        num_workers=workers,
+        collate_fn=_together,
+        pin_memory=pin,
+    )
+    for batch in loader:
+        if isinstance(batch, DpcError):
+            raise batch
+        yield batch
+
+
+@dataclass(frozen=True)
+class _Drawn(Dataset[Any]):
+    data: DataSet
+    augmentation: Augmentation
+    seed: int
+
+    def __getitem__(self, place: int) -> Any:
+        """An example, or the error that reading it raised: an exception could not cross from a worker as it is."""
+        turn, index = divmod(place, len(self.data))
+        order = np.random.default_rng([self.seed, _ORDER, turn]).permutation(len(self.data))
+        generator = torch.Generator().manual_seed(seed_of(self.seed, _AUGMENTATION, place))
+        try:
+            example = self.data[int(order[index])]
+        except DpcError as error:
+            return error
+        return self.augmentation(example.image, example.labels, generator)
+
+
+def _together(examples: list[Any]) -> Batch | DpcError:
+    for example in examples:
+        if isinstance(example, DpcError):
+            return example
+    images, labels = zip(*examples, strict=True)
+    return torch.stack(images), torch.stack(labels)
