@@ -56,7 +56,7 @@ def plot_branch_weights(weights: tuple[BranchWeight, ...], path: Path, title: st
     labels = [f"{one.name}\n{one.operator.replace(' ', chr(10), 1)}" for one in weights]
     axes.bar(labels, [one.norm for one in weights], color="#4c72b0", width=0.6)
     axes.set_ylabel("L1 norm of the projection's weights")
-    axes.set_title(title)
+    axes.set_title(title, parse_math=False)
     axes.spines[["top", "right"]].set_visible(False)
     data = io.BytesIO()
     figure.savefig(data, format=kind, dpi=150)

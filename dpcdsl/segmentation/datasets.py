@@ -118,7 +118,7 @@ def open_data(root: str | Path, split: str) -> FileSet:
     if missing:
         raise DpcError.of(
             "DPC093",
-            f"{missing[0]} is not there" + (f", and {len(missing) - 1} others" if missing[1:] else ""),
+            f"{missing[0]} is not there" + (f", and {len(missing) - 1} more" if missing[1:] else ""),
             place=str(folder),
             hint=f"`dpc data check` lists them; {layout.source}",
         )
@@ -154,7 +154,7 @@ def splits_of(root: str | Path) -> tuple[str, tuple[str, ...]]:
         try:
             next(layout.files(folder, split), None)
             found.append(split)
-        except DpcError:
+        except _MissingError:
             continue
     if not found:  # say what is missing of the first
         next(layout.files(folder, layout.splits[0] if layout.splits else "train"), None)
@@ -196,10 +196,14 @@ def _layout_of(root: str | Path) -> tuple[Layout, Path]:
     )
 
 
+class _MissingError(DpcError):
+    """A folder or list of a data set is not there."""
+
+
 def _need(layout: str, path: Path) -> Path:
     if not path.exists():
         one = LAYOUTS[layout]
-        raise DpcError.of("DPC093", f"{one.title}: {path} is not there", hint=one.source)
+        raise _MissingError.of("DPC093", f"{one.title}: {path} is not there", hint=one.source)
     return path
 
 
@@ -224,7 +228,7 @@ def _names(kind: str, path: Path) -> list[str]:
     """Of a list: a name a line. Nothing in it can lead out of the data set."""
     names = read_text(_need(kind, path), 2**24).text.split()
     for name in names:
-        if not re.fullmatch(r"[\w-]+", name):
+        if not re.fullmatch(r"[\w-]+", name) or len(name.encode()) > 200:
             raise DpcError.of("DPC093", f"the list has `{name}`, which names no image", place=str(path))
     return names
 
@@ -300,7 +304,7 @@ def _folder_labels(root: Path) -> LabelSet:
     if not 1 <= len(lines) <= 255:
         raise DpcError.of("DPC093", f"it has {len(lines)} classes", place=str(path), hint="1 to 255, one a line")
     for line, default in zip(lines, voc_palette(), strict=False):
-        match = re.fullmatch(r"(.*?)(?:\s+#([0-9a-fA-F]{6}))?", line)
+        match = re.fullmatch(r"(.*?)(?:(?:^|\s+)#([0-9a-fA-F]{6}))?", line)
         assert match is not None
         names.append(match[1])
         value = int(match[2], 16) if match[2] else None

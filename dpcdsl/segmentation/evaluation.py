@@ -39,7 +39,7 @@ class Evaluation:
     @property
     def pixel_accuracy(self) -> float:
         """From 0 to 1; NaN if every pixel is ignored."""
-        return float(self.confusion.diagonal().sum() / self.confusion.sum())
+        return float(self.confusion.diagonal().double().sum() / self.confusion.sum())
 
 
 def evaluate(

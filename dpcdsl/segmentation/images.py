@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -41,11 +42,13 @@ def read_ids(path: Path) -> _Bytes:
     if path.suffix == ".mat":
         return _read_mat(path)
     with _opened(path) as image:
-        if image.mode not in ("L", "P") or image.format != "PNG":
+        kind = f"{image.format} of mode {image.mode}"
+        if kind == "PNG of mode L" and (bits := _depth(path)) != 8:
+            kind += f" of {bits} bits"
+        if kind not in ("PNG of mode L", "PNG of mode P"):
             raise DpcError.of(
                 "DPC092",
-                f"it is a {image.format} of mode {image.mode}, and a label map is a PNG of one 8-bit channel, or of "
-                "indices into a palette",
+                f"it is a {kind}, and a label map is a PNG of one 8-bit channel, or of indices into a palette",
                 place=str(path),
                 hint="ids and not colours; a JPEG would blur them",
             )
@@ -55,47 +58,53 @@ def read_ids(path: Path) -> _Bytes:
 def write_png(path: Path, pixels: _Bytes, palette: Sequence[tuple[int, int, int]] = ()) -> None:
     """Pixels [H, W, 3], or ids [H, W] as they are, or with a palette, as a PNG. Raises :class:`DpcError` (DPC060)."""
     image = Image.fromarray(pixels)
-    if palette:
-        image.putpalette([value for colour in palette for value in colour])
+    if palette:  # a whole one: with fewer colours the file has fewer bits a pixel, and larger ids do not fit
+        image.putpalette(bytes(value for colour in palette for value in colour).ljust(3 * 256, b"\0"))
     data = io.BytesIO()
     image.save(data, format="PNG")
     write_whole(path, data.getvalue())
 
 
-class _opened:  # noqa: N801 (used as a function)
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
     """The image of a file, of which whatever fails is told as DPC094."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> Image.Image:
-        try:
-            if not self.path.is_file():
-                raise FileNotFoundError("there is no such file")
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of its size, which is told below
-                image = Image.open(self.path, formats=_FORMATS)
+    try:
+        _need_file(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of its size, which is told below, and of what is left out of it
+            with Image.open(path, formats=_FORMATS) as image:
                 if image.width * image.height > MOST_PIXELS:
                     reason = f"it has {image.width}x{image.height} pixels, and at most {MOST_PIXELS:,} are read"
-                    raise _unreadable(self.path, reason, "resize it")
+                    raise _unreadable(path, reason, "resize it")
                 image.load()
-            return image
-        except DpcError:
-            raise
-        except Exception as error:  # Pillow has many for a damaged file
-            reason = " ".join(str(error).split())[:200]
-            if "cannot identify" in reason:
-                reason = "it is neither a PNG nor a JPEG"
-            raise _unreadable(self.path, reason, "fetch or write the file again") from None
+                yield image
+    except DpcError:
+        raise
+    except Exception as error:  # Pillow has many for a damaged file
+        reason = " ".join(str(error).split())[:200]
+        if "cannot identify" in reason:
+            reason = "it is neither a PNG nor a JPEG"
+        large = isinstance(error, Image.DecompressionBombError)
+        raise _unreadable(path, reason, "resize it" if large else "fetch or write the file again") from None
 
-    def __exit__(self, *_: object) -> None:
-        return
+
+def _need_file(path: Path) -> None:
+    """Before a file is opened: to open a pipe may take for ever."""
+    if not path.is_file():
+        raise FileNotFoundError("it is not a regular file" if path.exists() else "there is no such file")
+
+
+def _depth(path: Path) -> int:
+    """The bits of a channel of a PNG. Pillow stretches those of grey with fewer than 8 to 0 to 255."""
+    with path.open("rb") as file:
+        return file.read(25)[-1]
 
 
 def _read_mat(path: Path) -> _Bytes:
     try:
         from scipy.io import loadmat
 
+        _need_file(path)
         ids = np.asarray(loadmat(path)["GTcls"]["Segmentation"][0, 0])
     except ModuleNotFoundError:
         raise _unreadable(path, "to read it needs scipy", "pip install 'dpcdsl[segmentation]'") from None

@@ -63,7 +63,7 @@ class Predictor:
             # Logits that are not averaged have their largest where their softmax has it.
             bands = [upsampled_rows(logits, size, start, stop)[..., :width] for logits in views]
             if len(bands) > 1:
-                bands = [sum((band.softmax(0) for band in bands[1:]), bands[0].softmax(0))]
+                bands = [sum((_softmax(band) for band in bands[1:]), _softmax(bands[0]))]
             labels[start:stop] = bands[0].argmax(0).to(torch.uint8).cpu()
         return labels
 
@@ -90,6 +90,12 @@ def upsampled_rows(logits: Tensor, size: Size, start: int, stop: int) -> Tensor:
     low, high, share = columns
     left, right = band[..., low], band[..., high]
     return left + (right - left) * share
+
+
+def _softmax(logits: Tensor) -> Tensor:
+    """Over the classes, one after the other: torch's own rounds a pixel as the number of its neighbours has it."""
+    powers = (logits - logits.amax(0)).exp()
+    return powers / sum(powers[1:], powers[0])
 
 
 def _places(have: int, want: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

@@ -159,7 +159,7 @@ class _Scene:
             self.draw("rectangle", (x, 158, x + 18, 161), (220, 220, 215), _ROAD)
         for _ in range(self.rng.integers(1, 4)):
             x = self.between(110, width)
-            self.draw("rectangle", (x, self.between(40, 60), x + 4, self.kerb + 6), self.colour((60, 60, 65), 8), _POLE)
+            self.draw("rectangle", (x, self.between(30, 50), x + 9, self.kerb + 6), self.colour((60, 60, 65), 8), _POLE)
 
     def building(self, left: float, top: float, right: float) -> None:
         wall = self.colour((140, 115, 100), 35)
@@ -179,11 +179,11 @@ class _Scene:
 
     def people(self, label: int) -> None:
         for _ in range(self.rng.integers(2, 5)):
-            x, foot = self.between(205, 375), self.between(self.kerb + 4, self.road + 22)
+            x, foot = self.between(210, 370), self.between(self.kerb + 4, self.road + 16)
             coat, skin = self.colour((150, 70, 60), 60), self.colour((215, 165, 130), 20)
-            self.draw("rectangle", (x - 5, foot - 26, x + 5, foot - 11), coat, label)
-            self.draw("rectangle", (x - 4, foot - 11, x + 4, foot), (45, 45, 70), label)
-            self.draw("ellipse", (x - 4, foot - 34, x + 4, foot - 26), skin, label)
+            self.draw("rectangle", (x - 9, foot - 38, x + 9, foot - 16), coat, label)
+            self.draw("rectangle", (x - 7, foot - 16, x + 7, foot), (45, 45, 70), label)
+            self.draw("ellipse", (x - 6, foot - 50, x + 6, foot - 38), skin, label)
 
     def cars(self, label: int) -> None:
         x = self.between(195, 235)

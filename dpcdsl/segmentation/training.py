@@ -213,7 +213,7 @@ class _Trainer:
         )
         objective = _Objective(self.model, settings).train()
         self.alone = processes.count == 1
-        self.objective: Any = objective if self.alone else DistributedDataParallel(objective, broadcast_buffers=False)
+        self.objective: Any = objective if self.alone else DistributedDataParallel(objective)
 
     def step(self, step: int, loader: Iterator[Batch], chunks: _Chunks) -> Tensor:
         """The step after ``step`` others. Returns its loss, of this process."""
