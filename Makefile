@@ -14,8 +14,9 @@ help:  ## What can be made
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-demo: .venv/installed  ## The main job on real input: a cell read, checked, explained, drawn, costed and run
+demo: .venv/installed  ## The main job on real input: a cell from text to a diagram, a cost and a trained model
 	$(BIN)/python examples/demo.py
+	$(BIN)/python examples/segment.py
 
 test: lint types layers tests wheel  ## Everything that must pass
 

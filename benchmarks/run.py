@@ -18,6 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import compiler
+import context
 import enumerator
 import gpu
 import language
@@ -39,6 +40,7 @@ TABLES: dict[str, Callable[[], list[list[str]] | None]] = {
     "start": compiler.to_start,
     "loss": segmentation.loss,
     "step": segmentation.step,
+    "context": context.measure,
     "gpu": gpu.measure,
 }
 

@@ -128,7 +128,6 @@ def train_command(
         **settings,
         **({"scales": scales} if scales else {}),
     )
-    folder.mkdir(parents=True, exist_ok=True)
     last: list[float] = []
     with _shown(chosen.steps) as (started, report):
 

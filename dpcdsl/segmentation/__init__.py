@@ -1,18 +1,91 @@
-"""From images to label maps: backbones, the model around a cell, and what it costs. Needs torch and timm.
+"""From images to label maps: backbones, the model around a cell, data, training and evaluation. Needs torch and timm.
 
 This is the one room of ``dpcdsl`` that imports torch; ``import dpcdsl`` does not import it.
 """
 
-from dpcdsl.segmentation.backbone import BACKBONES, Backbone, load_backbone_weights
-from dpcdsl.segmentation.model import SegmentationModel
+from typing import TYPE_CHECKING, Any
+
+from dpcdsl.segmentation.backbone import BACKBONES, Backbone, load_backbone_weights, load_timm_weights
+from dpcdsl.segmentation.model import PresenceClassifier, SegmentationModel
 from dpcdsl.segmentation.price import ModelCost, ModelPart, model_cost
+
+if TYPE_CHECKING:
+    from dpcdsl.segmentation.analysis import branch_weights
+    from dpcdsl.segmentation.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
+    from dpcdsl.segmentation.datasets import check_data, open_data
+    from dpcdsl.segmentation.description import ModelDescription
+    from dpcdsl.segmentation.evaluation import Evaluation, evaluate
+    from dpcdsl.segmentation.labels import CITYSCAPES, PERSON_PART, VOC, LabelSet
+    from dpcdsl.segmentation.pictures import overlay, write_labels, write_prediction
+    from dpcdsl.segmentation.prediction import Predictor
+    from dpcdsl.segmentation.synthetic import STREET, SyntheticSet, write_synthetic
+    from dpcdsl.segmentation.training import Progress, TrainingSettings, train
+    from dpcdsl.segmentation.transforms import Augmentation, Preprocessing
+
+# Read when they are asked for: metrics, plots and data loading take seconds to import.
+_LATER = {
+    name: f"{__name__}.{module}"
+    for module, names in {
+        "analysis": ["branch_weights"],
+        "checkpoints": ["Checkpoint", "read_checkpoint", "write_checkpoint"],
+        "datasets": ["check_data", "open_data"],
+        "description": ["ModelDescription"],
+        "evaluation": ["Evaluation", "evaluate"],
+        "labels": ["CITYSCAPES", "PERSON_PART", "VOC", "LabelSet"],
+        "pictures": ["overlay", "write_labels", "write_prediction"],
+        "prediction": ["Predictor"],
+        "synthetic": ["STREET", "SyntheticSet", "write_synthetic"],
+        "training": ["Progress", "TrainingSettings", "train"],
+        "transforms": ["Augmentation", "Preprocessing"],
+    }.items()
+    for name in names
+}
 
 __all__ = [
     "BACKBONES",
+    "CITYSCAPES",
+    "PERSON_PART",
+    "STREET",
+    "VOC",
+    "Augmentation",
     "Backbone",
+    "Checkpoint",
+    "Evaluation",
+    "LabelSet",
     "ModelCost",
+    "ModelDescription",
     "ModelPart",
+    "Predictor",
+    "Preprocessing",
+    "PresenceClassifier",
+    "Progress",
     "SegmentationModel",
+    "SyntheticSet",
+    "TrainingSettings",
+    "branch_weights",
+    "check_data",
+    "evaluate",
     "load_backbone_weights",
+    "load_timm_weights",
     "model_cost",
+    "open_data",
+    "overlay",
+    "read_checkpoint",
+    "train",
+    "write_checkpoint",
+    "write_labels",
+    "write_prediction",
+    "write_synthetic",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        from importlib import import_module
+
+        return getattr(import_module(_LATER[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -126,6 +126,7 @@ def train(
             pin=processes.device.type == "cuda",
         )
         if processes.first:
+            folder.mkdir(parents=True, exist_ok=True)
             started(start)
         losses: list[Tensor] = []
         looked = time.perf_counter()
