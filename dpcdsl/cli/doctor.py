@@ -25,6 +25,7 @@ def doctor(as_json: bool) -> None:
         "diagrams": _diagrams(),
         "compilers": _compilers(),
         **_torch(),
+        "segmentation": _segmentation(),
         "C++ compiler": _program("g++", "c++", "clang++"),
     }
     if as_json:
@@ -40,6 +41,24 @@ def _version(name: str) -> str:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return f"missing; pip install {name}"
+
+
+def _segmentation() -> str:
+    missing = [
+        name
+        for name in (
+            "torch",
+            "timm",
+            "torchvision",
+            "torchmetrics",
+            "tensorboard",
+            "safetensors",
+            "matplotlib",
+            "scipy",
+        )
+        if _version(name).startswith("missing")
+    ]
+    return f"without {', '.join(missing)}; pip install 'dpcdsl[segmentation]'" if missing else "ready"
 
 
 def _program(*names: str) -> str:
