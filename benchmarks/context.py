@@ -21,11 +21,11 @@ HEADS = {"1x1": "(F, conv1x1, Y1)", "ASPP": "aspp", "top-1": "top1"}
 SEEDS = range(3)
 SCENES, UNSEEN = 400, 64
 #: Of the backbone as a classifier, and then of each head with it.
-PRETRAINING, STEPS = 60, 160
+PRETRAINING, STEPS = 120, 320
 
 
 def settings(steps: int, seed: int) -> TrainingSettings:
-    return TrainingSettings(steps=steps, batch=8, rate=0.05, scales=(1.0,), batch_norm_momentum=0.1, seed=seed)
+    return TrainingSettings(steps=steps, batch=4, rate=0.03, scales=(1.0,), batch_norm_momentum=0.1, seed=seed)
 
 
 def described(cell: str | None) -> ModelDescription:

@@ -34,15 +34,20 @@ def check(root: str, splits: tuple[str, ...], as_json: bool) -> None:
     wrong: list[DpcError] = []
     counts = {}
     for split in splits or found:
-        total = count_data(root, split)
-        with progress():
-            errors = [error for _, error in tracked(check_data(root, split), total, f"checking {split}", 8) if error]
+        total, errors = 0, list[DpcError]()
+        try:
+            total = count_data(root, split)
+            with progress():
+                checked = tracked(check_data(root, split), total, f"checking {split}", 8)
+                errors = [error for _, error in checked if error]
+        except DpcError as whole:  # of the split
+            errors = [whole]
         counts[split] = {"examples": total, "wrong": len(errors)}
         wrong += errors
         if not as_json:
             for error in errors:
                 click.echo(str(error), err=True)
-            bad = f", {len(errors):,} of them wrong" if errors else ", good"
+            bad = f", {len(errors):,} wrong" if errors else ", good"
             click.echo(f"{title}, {split}: {total:,} example{'s' * (total != 1)}{bad}")
     if as_json:
         problems = [

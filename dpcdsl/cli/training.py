@@ -128,8 +128,13 @@ def train_command(
         **settings,
         **({"scales": scales} if scales else {}),
     )
+    begun: list[int] = []
     last: list[float] = []
     with _shown(chosen.steps) as (started, report):
+
+        def begins(start: int) -> None:
+            begun.append(start)
+            started(start)
 
         def heard(progress: Progress) -> None:
             last[:] = [progress.loss]
@@ -145,13 +150,16 @@ def train_command(
             device=device,
             workers=workers,
             save_every=save_every,
-            started=started,
+            started=begins,
             report=heard,
         )
-    if as_json and last:
-        print_json({"checkpoint": str(path), "steps": chosen.steps, "loss": last[0]})
-    elif last:
-        click.echo(f"{path}: {chosen.steps:,} steps, loss {last[0]:.4f}")
+    if not begun:  # the first of torchrun's processes speaks for all
+        return
+    if as_json:
+        print_json({"checkpoint": str(path), "steps": chosen.steps, "loss": last[0] if last else None})
+    else:
+        result = f"loss {last[0]:.4f}" if last else "all done before"
+        click.echo(f"{path}: {chosen.steps:,} step{'s' * (chosen.steps != 1)}, {result}")
 
 
 @contextmanager

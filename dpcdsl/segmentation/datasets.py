@@ -147,10 +147,14 @@ def count_data(root: str | Path, split: str) -> int:
 
 
 def splits_of(root: str | Path) -> tuple[str, tuple[str, ...]]:
-    """The layout's title, and the splits that are there. Raises :class:`DpcError` (DPC093)."""
+    """The layout's title, and the splits that are there; of a plain folder, those that have images.
+
+    Raises :class:`DpcError` (DPC093) if none is, and what reading the classes raises.
+    """
     layout, folder = _layout_of(root)
-    found = []
-    for split in layout.splits or _folder_splits(folder):
+    layout.labels(folder)
+    found = list(_folder_splits(folder)) if not layout.splits else []
+    for split in layout.splits:
         try:
             next(layout.files(folder, split), None)
             found.append(split)

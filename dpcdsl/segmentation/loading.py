@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -58,6 +60,11 @@ def batches(
         yield batch
 
 
+@lru_cache(2)  # the end of a turn and the beginning of the next may be in one batch
+def _order(seed: int, turn: int, count: int) -> npt.NDArray[np.int64]:
+    return np.random.default_rng([seed, _ORDER, turn]).permutation(count)
+
+
 @dataclass(frozen=True)
 class _Drawn(Dataset[Any]):
     data: DataSet
@@ -67,7 +74,7 @@ class _Drawn(Dataset[Any]):
     def __getitem__(self, place: int) -> Any:
         """An example, or the error that reading it raised: an exception could not cross from a worker as it is."""
         turn, index = divmod(place, len(self.data))
-        order = np.random.default_rng([self.seed, _ORDER, turn]).permutation(len(self.data))
+        order = _order(self.seed, turn, len(self.data))
         generator = torch.Generator().manual_seed(seed_of(self.seed, _AUGMENTATION, place))
         try:
             example = self.data[int(order[index])]

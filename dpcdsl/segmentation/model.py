@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (the name everyone gives it)
@@ -22,7 +22,20 @@ LOW_CHANNELS, DECODER_FILTERS = 48, 256
 BATCH_NORM_MOMENTUM = 3e-4  # a decay of 0.9997
 
 
-class SegmentationModel(nn.Module):
+class _OnBackbone(nn.Module):
+    """What keeps a backbone's statistics in training, too, unless it is to be fine-tuned."""
+
+    backbone: Backbone
+    fine_tunes: bool
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if not self.fine_tunes:
+            freeze_batch_norm(self.backbone)
+        return self
+
+
+class SegmentationModel(_OnBackbone):
     """Images [N, 3, H, W], scaled to [-1, 1], to logits [N, ``classes``, h, w] at the output stride, or at 4.
 
     backbone: a :class:`Backbone`, or the name of one. cell: anything that :func:`dpcdsl.read_cell` reads.
@@ -70,12 +83,6 @@ class SegmentationModel(nn.Module):
         nn.init.trunc_normal_(self.logits.weight, std=0.01, a=-0.02, b=0.02)
         nn.init.zeros_(self.logits.bias)  # type: ignore[arg-type]
 
-    def train(self, mode: bool = True) -> SegmentationModel:
-        super().train(mode)
-        if not self.fine_tunes:
-            freeze_batch_norm(self.backbone)
-        return self
-
     def forward(self, images: Tensor) -> Tensor:
         low, high = self.backbone(images)
         return self.head(low, high)
@@ -89,7 +96,7 @@ class SegmentationModel(nn.Module):
         return logits
 
 
-class PresenceClassifier(nn.Module):
+class PresenceClassifier(_OnBackbone):
     """A backbone, the mean of its last map, and a linear layer: images [N, 3, H, W] to logits [N, ``classes``].
 
     Whether a class is anywhere in the image: what a backbone can be trained on before there is anything better.
@@ -110,12 +117,6 @@ class PresenceClassifier(nn.Module):
         self.classes, self.fine_tunes = classes, fine_tune_batch_norm
         set_momentum(self.backbone, batch_norm_momentum)
         self.logits = nn.Linear(self.backbone.channels, classes)
-
-    def train(self, mode: bool = True) -> PresenceClassifier:
-        super().train(mode)
-        if not self.fine_tunes:
-            freeze_batch_norm(self.backbone)
-        return self
 
     def forward(self, images: Tensor) -> Tensor:
         found: Tensor = self.logits(self.backbone(images).high.mean((2, 3)))

@@ -110,8 +110,8 @@ class _Scene:
         self.mirrored = bool(rng.integers(2))
 
     def drawn(self, shuffled: bool) -> tuple[np.ndarray, np.ndarray]:
-        go = bool(self.rng.integers(2))
-        shown = bool(self.rng.integers(2)) if shuffled else go
+        go, by_chance = (bool(one) for one in self.rng.integers(2, size=2))
+        shown = by_chance if shuffled else go  # all else of the scene is the same
         self.background()
         self.signal(shown)
         self.people(_CROSSING if go is False else _STANDING)

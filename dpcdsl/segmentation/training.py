@@ -98,10 +98,10 @@ def train(
     """Trains a model, writes checkpoints into ``folder``, and returns the path of the last.
 
     weights: of the backbone, to begin with: a file (:func:`load_backbone_weights`), the folder of another training, or
-    "timm" for timm's own. resume: go on from the folder's
-    checkpoint, if there is one; it must be of the same description and settings. save_every: steps between two
-    checkpoints; there is one in the end in any case. started: is told after how many steps training begins. Under
-    torchrun every process calls this; gradients are averaged, and the first one writes and reports.
+    "timm" for timm's own. resume: go on from the folder's checkpoint, if there is one; it must be of the same
+    description and settings. save_every: steps between two checkpoints; there is one in the end in any case. started:
+    is told after how many steps training begins. Under torchrun every process calls this; gradients are averaged, and
+    the first one writes and reports.
 
     Raises :class:`DpcError`: DPC095 for a checkpoint that is there without ``resume``, or is of something else;
     DPC096 where the loss or a weight is no longer a number, and the last checkpoint is good; DPC062 for settings that
@@ -127,6 +127,8 @@ def train(
         )
         if processes.first:
             folder.mkdir(parents=True, exist_ok=True)
+            for part in folder.glob(f".{FILE}.*.part"):  # of one that was killed while it wrote
+                part.unlink()
             started(start)
         losses: list[Tensor] = []
         looked = time.perf_counter()
@@ -235,7 +237,8 @@ class _Trainer:
         return total
 
     def finite(self) -> bool:
-        return all(bool(torch.isfinite(parameter).all()) for parameter in self.parameters.values())
+        """Whether every weight and statistic is a number still."""
+        return all(bool(torch.isfinite(value).all()) for value in self.model.state_dict().values())
 
     def checkpoint(self, step: int, facts: dict[str, Any]) -> Checkpoint:
         state = self.optimizer.state
