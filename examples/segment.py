@@ -48,7 +48,7 @@ def told(progress: Progress) -> None:
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=140, help="of training; a third as many of the backbone")
+    parser.add_argument("--steps", type=int, default=300, help="of training; a third as many of the backbone")
     parser.add_argument("--scenes", type=int, default=300)
     chosen = parser.parse_args()
     began = time.monotonic()
@@ -60,7 +60,7 @@ def main() -> None:
             pass
     scenes, unseen = open_data(OUT / "data", "train"), open_data(OUT / "data", "val")
 
-    settings = {"batch": 8, "rate": 0.05, "scales": (1.0,), "batch_norm_momentum": 0.1}
+    settings = {"batch": 4, "rate": 0.03, "scales": (1.0,), "batch_norm_momentum": 0.1}
     print("\nThe backbone, as a classifier of what is in a scene")
     steps = max(1, chosen.steps // 3)
     train(scenes, described(None), TrainingSettings(steps=steps, **settings), OUT / "backbone", report=told)

@@ -81,13 +81,14 @@ def eval_command(checkpoint: str, root: str, split: str, as_json: bool, **option
         )
         return
     rows = [["class", "IoU %"]]
-    rows += [
-        [name, "not there" if math.isnan(iou) else f"{100 * iou:.2f}"]
-        for name, iou in zip(result.classes, ious, strict=True)
-    ]
-    rows.append(["mean", f"{100 * result.miou:.2f}"])
+    rows += [[name, _percent(iou)] for name, iou in zip((*result.classes, "mean"), (*ious, result.miou), strict=True)]
     click.echo(table(rows, right=(1,)))
-    click.echo(f"\n{100 * result.pixel_accuracy:.2f} % of the pixels right, {len(data):,} images, {found.step:,} steps")
+    accuracy = f"{_percent(result.pixel_accuracy)} %" if result.confusion.any() else "no pixel is labelled: none"
+    click.echo(f"\n{accuracy} of the pixels right, {len(data):,} images, {found.step:,} steps")
+
+
+def _percent(share: float) -> str:
+    return "not there" if math.isnan(share) else f"{100 * share:.2f}"
 
 
 @click.command("predict")

@@ -45,6 +45,8 @@ class Predictor:
     def __post_init__(self) -> None:
         if not self.scales or not all(0 < scale <= 16 for scale in self.scales):
             raise DpcError.of("DPC062", f"scales are numbers above 0 and at most 16, not {self.scales}")
+        if self.precision not in ("fp32", "bf16"):
+            raise DpcError.of("DPC062", f"precision is fp32 or bf16, not {self.precision}")
         if self.band < 1:
             raise DpcError.of("DPC062", f"a band has one row or more, not {self.band}")
 
