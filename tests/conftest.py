@@ -16,6 +16,8 @@ from support import Dpc, Golden, Outcome
 from dpcdsl import operators
 from dpcdsl.cli import main
 
+# Tests run side by side, and so do the processes that they start: a thread for each is enough.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 pytest.register_assert_rewrite("brute_force")
 settings.register_profile("test", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("test")

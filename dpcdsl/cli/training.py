@@ -179,7 +179,11 @@ def _shown(steps: int) -> Iterator[tuple[Callable[[int], None], Callable[[Progre
                     err=True,
                 )
 
-        yield lambda start: click.echo(f"going on after step {start:,}", err=True) if start else None, line
+        def begins(start: int) -> None:
+            if 0 < start < steps:
+                click.echo(f"going on after step {start:,}", err=True)
+
+        yield begins, line
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
