@@ -32,7 +32,7 @@ layers: .venv/installed
 	$(BIN)/lint-imports
 
 tests: .venv/installed
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist worksteal --durations=20
 
 wheel: .venv/installed
 	$(BIN)/python tests/check_wheel.py
