@@ -178,6 +178,14 @@ def test_a_description_that_is_wrong_is_refused(tmp_path: Path, good: Path, name
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kB, of a model of many GB
 
 
+def test_no_file_that_a_description_names_is_read(tmp_path: Path, good: Path) -> None:
+    (tmp_path / "a.dpc").write_text(f"cell a {{\n{CELL}}}\n")
+    text = f'import a from "{tmp_path / "a.dpc"}"\ncell b = a\n'
+    path = altered(good, tmp_path / "x.safetensors", lambda facts, _: facts["description"].update(cell=text))
+    with pytest.raises(DpcError, match="it has no cell, or one that is imported"):
+        read_checkpoint(path)
+
+
 def _first(tensors: dict[str, Tensor]) -> str:
     return next(name for name in tensors if name.endswith("logits.weight") and name.startswith("model."))
 

@@ -298,6 +298,28 @@ def test_not_a_number_stops_with_the_step_and_the_last_good_checkpoint(tmp_path:
     assert not begin or read_checkpoint(tmp_path).step == 2
 
 
+def test_a_weight_that_is_no_number_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = training._Trainer.step
+
+    def wild(self: Any, number: int, *rest: Any) -> Tensor:
+        loss = step(self, number, *rest)
+        if number == 2:
+            self.model.logits.bias.data[0] = float("nan")
+        return loss
+
+    monkeypatch.setattr(training._Trainer, "step", wild)
+    with pytest.raises(DpcError, match="a weight is no longer a number at step 3; the last good checkpoint"):
+        trained(tmp_path, save_every=1)
+    assert read_checkpoint(tmp_path).step == 2
+
+
+def test_the_momentum_of_statistics_is_the_backbones_too() -> None:
+    model = described().model(batch_norm_momentum=0.25)
+    norms = [part for part in model.modules() if "BatchNorm" in type(part).__name__]
+    assert len(norms) > 10
+    assert {part.momentum for part in norms} == {0.25}
+
+
 def test_a_rate_that_is_too_high_stops(tmp_path: Path) -> None:
     with pytest.raises(
         DpcError, match=r"(the loss is (nan|inf)|a weight is no longer a number) at step \d+; the last good"
