@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from dpcdsl.cli.common import NUMBERS, device_option, json_option, print_json, progress, segmentation, tracked
-from dpcdsl.enumeration import report
 from dpcdsl.errors import DpcError
 from dpcdsl.explain import table
 
@@ -61,6 +60,7 @@ def eval_command(checkpoint: str, root: str, split: str, as_json: bool, **option
     --flip, as the paper has them.
     """
     found, predictor = _opened(checkpoint, **options)
+    from dpcdsl.enumeration import report
     from dpcdsl.segmentation.datasets import open_data
     from dpcdsl.segmentation.evaluation import evaluate
 
