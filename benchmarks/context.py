@@ -21,7 +21,7 @@ HEADS = {"1x1": "(F, conv1x1, Y1)", "ASPP": "aspp", "top-1": "top1"}
 SEEDS = range(3)
 SCENES, UNSEEN = 400, 64
 #: Of the backbone as a classifier, and then of each head with it.
-PRETRAINING, STEPS = 120, 320
+PRETRAINING, STEPS = 160, 600
 
 
 def settings(steps: int, seed: int) -> TrainingSettings:

@@ -16,7 +16,7 @@ from dpcdsl.layers import Size
 from dpcdsl.references import read_space
 
 if TYPE_CHECKING:
-    from dpcdsl.segmentation.training import Progress
+    from dpcdsl.segmentation.schedule import Progress
 
 _EVERY = 10  # seconds between two lines where there is no terminal
 
@@ -52,6 +52,7 @@ _EVERY = 10  # seconds between two lines where there is no terminal
 @click.option("--weight-decay", type=float, default=4e-5, show_default=True)
 @click.option("--scales", type=NUMBERS, metavar="A,B,…", help="Of the augmentation; 0.5 to 2 by 0.25 by default.")
 @click.option("--no-mirror", is_flag=True, help="Do not mirror images.")
+@click.option("--freeze-backbone", is_flag=True, help="Train what is on it alone, as the proxy task does.")
 @click.option("--frozen-batch-norm", is_flag=True, help="Keep the running statistics, and normalise with them.")
 @click.option("--batch-norm-momentum", type=float, default=3e-4, show_default=True, help="More for short trainings.")
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)

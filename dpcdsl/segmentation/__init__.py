@@ -6,7 +6,7 @@ This is the one room of ``dpcdsl`` that imports torch; ``import dpcdsl`` does no
 from typing import TYPE_CHECKING, Any
 
 from dpcdsl.segmentation.backbone import BACKBONES, Backbone, load_backbone_weights, load_timm_weights
-from dpcdsl.segmentation.model import PresenceClassifier, SegmentationModel
+from dpcdsl.segmentation.model import Head, PresenceClassifier, SegmentationModel
 from dpcdsl.segmentation.price import ModelCost, ModelPart, model_cost
 
 if TYPE_CHECKING:
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from dpcdsl.segmentation.labels import CITYSCAPES, PERSON_PART, VOC, LabelSet
     from dpcdsl.segmentation.pictures import overlay, write_labels, write_prediction
     from dpcdsl.segmentation.prediction import Predictor
+    from dpcdsl.segmentation.schedule import Progress
     from dpcdsl.segmentation.synthetic import STREET, SyntheticSet, write_synthetic
-    from dpcdsl.segmentation.training import Progress, TrainingSettings, train
+    from dpcdsl.segmentation.training import TrainingSettings, train
     from dpcdsl.segmentation.transforms import Augmentation, Preprocessing
 
 # Read when they are asked for: metrics, plots and data loading take seconds to import.
@@ -35,7 +36,8 @@ _LATER = {
         "pictures": ["overlay", "write_labels", "write_prediction"],
         "prediction": ["Predictor"],
         "synthetic": ["STREET", "SyntheticSet", "write_synthetic"],
-        "training": ["Progress", "TrainingSettings", "train"],
+        "schedule": ["Progress"],
+        "training": ["TrainingSettings", "train"],
         "transforms": ["Augmentation", "Preprocessing"],
     }.items()
     for name in names
@@ -51,6 +53,7 @@ __all__ = [
     "Backbone",
     "Checkpoint",
     "Evaluation",
+    "Head",
     "LabelSet",
     "ModelCost",
     "ModelDescription",

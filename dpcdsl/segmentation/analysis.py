@@ -28,7 +28,7 @@ class BranchWeight:
 
 def branch_weights(model: SegmentationModel) -> tuple[BranchWeight, ...]:
     """In the order of the branches. Raises :class:`DpcError` (DPC095) for a cell without a projection."""
-    cell, projection = model.cell.cell, model.cell.projection
+    cell, projection = model.head.cell.cell, model.head.cell.projection
     if projection is None:
         raise DpcError.of("DPC095", "the cell has no projection, whose weights would tell")
     weight = projection.weight.detach().double().abs()

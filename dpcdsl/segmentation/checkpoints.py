@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from dpcdsl.errors import DpcError
 from dpcdsl.files import write_whole
+from dpcdsl.segmentation.backbone import Backbone, load_backbone_weights, load_timm_weights
 from dpcdsl.segmentation.description import ModelDescription
 from dpcdsl.segmentation.model import PresenceClassifier, SegmentationModel
 
-__all__ = ["FILE", "Checkpoint", "read_checkpoint", "write_checkpoint"]
+__all__ = ["FILE", "Checkpoint", "begin_with", "load_weights", "read_checkpoint", "write_checkpoint"]
 
 #: The name of the file in a folder of training.
 FILE = "checkpoint.safetensors"
@@ -115,6 +116,17 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Raises :class:`DpcError` (DPC095) if they are not the model's; nothing is loaded, then."""
     _check(model, weights)
     model.load_state_dict(weights)
+
+
+def begin_with(backbone: Backbone, weights: Path | str) -> None:
+    """Weights into a backbone. weights: a file, the folder of a training, or "timm" for timm's own.
+
+    Raises :class:`DpcError` (DPC091) if they are not of this backbone, or cannot be read or fetched.
+    """
+    if weights == "timm":
+        load_timm_weights(backbone)
+    else:
+        load_backbone_weights(backbone, Path(weights) / FILE if Path(weights).is_dir() else weights)
 
 
 def _check(model: nn.Module, weights: Mapping[str, Tensor]) -> None:

@@ -12,8 +12,9 @@ from dpcdsl.errors import DpcError
 from dpcdsl.identity import cell_id
 from dpcdsl.interchange import paper_space
 from dpcdsl.layers import Pooling, Size
+from dpcdsl.segmentation.backbone import Backbone
 from dpcdsl.segmentation.labels import LabelSet
-from dpcdsl.segmentation.model import PresenceClassifier, SegmentationModel
+from dpcdsl.segmentation.model import Head, PresenceClassifier, SegmentationModel
 from dpcdsl.segmentation.transforms import Preprocessing
 from dpcdsl.space import Space
 from dpcdsl.syntax import format_cell, format_space, parse_cell
@@ -100,21 +101,36 @@ class ModelDescription(Value):
         names, colours, ids = zip(*((one.name, one.colour, one.id) for one in self.classes), strict=True)
         return LabelSet(self.dataset, names, colours, () if ids == tuple(range(len(ids))) else ids, self.strict)
 
-    def model(self, *, eager: bool = False, **options: Any) -> SegmentationModel | PresenceClassifier:
-        """The model, freshly initialised. Raises :class:`DpcError` for a cell or a backbone that cannot be."""
+    def model(
+        self, *, backbone: Backbone | None = None, eager: bool = False, **options: Any
+    ) -> SegmentationModel | PresenceClassifier:
+        """The model, freshly initialised. backbone: one that has been made for it.
+
+        Raises :class:`DpcError` for a cell or a backbone that cannot be.
+        """
+        below = backbone or Backbone(self.backbone, self.output_stride)
         if self.head == "classifier":
-            return PresenceClassifier(self.backbone, len(self.classes), output_stride=self.output_stride, **options)
+            return PresenceClassifier(below, len(self.classes), **options)
         return SegmentationModel(
-            self.backbone,
+            below, self.read_cell(), len(self.classes), decoder=self.decoder, eager=eager, **self._pooled, **options
+        )
+
+    def head_on(self, channels: int, **options: Any) -> Head:
+        """What the model has on a backbone's features of so many channels, without a decoder."""
+        return Head(
             self.read_cell(),
+            channels,
             len(self.classes),
             output_stride=self.output_stride,
-            decoder=self.decoder,
-            eager=eager,
-            pooling=self.pooling,
-            **({"image_pooling_crop_size": self.crop} if self.pooling == "sliding" else {}),
+            **self._pooled,
             **options,
         )
+
+    @property
+    def _pooled(self) -> dict[str, Any]:
+        """A sliding window is the one of the crop, in evaluation too."""
+        crop: dict[str, Any] = {"image_pooling_crop_size": self.crop} if self.pooling == "sliding" else {}
+        return {"pooling": self.pooling} | crop
 
     def read_cell(self) -> Cell:
         """Raises :class:`DpcError` for a text that is no cell: nothing else is read, and no file."""

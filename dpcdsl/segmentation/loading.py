@@ -20,17 +20,30 @@ from dpcdsl.errors import DpcError
 from dpcdsl.segmentation.datasets import DataSet
 from dpcdsl.segmentation.transforms import Augmentation
 
-__all__ = ["Batch", "batches", "seed_of"]
+__all__ = ["Batch", "batches", "example_at", "seed_dropout", "seed_of"]
 
 #: Images [N, 3, H, W], fp32, and labels [N, H, W], uint8.
 Batch = tuple[Tensor, Tensor]
 
-_ORDER, _AUGMENTATION = 0, 1
+_ORDER, _AUGMENTATION, _DROPOUT = range(3)
 
 
 def seed_of(*parts: int) -> int:
     """One number of several, as unlike for near ones as for far ones."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0]) >> 1
+
+
+def seed_dropout(seed: int, chunk: int) -> None:
+    """Before a part of a step, of which ``chunk`` others have been: what torch draws next depends on nothing else."""
+    torch.manual_seed(seed_of(seed, _DROPOUT, chunk))
+
+
+def example_at(seed: int, place: int, count: int) -> int:
+    """Which of ``count`` examples is at a place of the endless sequence: all of them, over and over, each time in
+    another order.
+    """
+    turn, index = divmod(place, count)
+    return int(_order(seed, turn, count)[index])
 
 
 def batches(
@@ -42,8 +55,7 @@ def batches(
     workers: int = 0,
     pin: bool = False,
 ) -> Iterator[Batch]:
-    """A batch for each of ``chunks``, which are ranges of the endless sequence of examples: the data set over and over,
-    each time in another order.
+    """A batch for each of ``chunks``, which are ranges of the endless sequence of examples (:func:`example_at`).
 
     Raises :class:`DpcError` as reading an example does.
     """
@@ -73,11 +85,9 @@ class _Drawn(Dataset[Any]):
 
     def __getitem__(self, place: int) -> Any:
         """An example, or the error that reading it raised: an exception could not cross from a worker as it is."""
-        turn, index = divmod(place, len(self.data))
-        order = _order(self.seed, turn, len(self.data))
         generator = torch.Generator().manual_seed(seed_of(self.seed, _AUGMENTATION, place))
         try:
-            example = self.data[int(order[index])]
+            example = self.data[example_at(self.seed, place, len(self.data))]
         except DpcError as error:
             return error
         return self.augmentation(example.image, example.labels, generator)

@@ -75,16 +75,15 @@ def model_cost(
                 f"an image of {image[0]}x{image[1]} is no input of this model: {error}",
                 hint="images of 16 k + 1 pixels along each axis, such as 513x513 or 1025x2049",
             ) from None
-    names = ("backbone", "cell", "decoder", "logits")
-    parts = [name for name in names if getattr(model, name) is not None]
+    parts = {"backbone": model.backbone, **dict(model.head.named_children())}
     return ModelCost(
         tuple(
             ModelPart(
                 name,
-                sum(sum(p.numel() for p in part.parameters(False)) for part in _convolutions(getattr(model, name))),
-                sum(madds for path, madds in counts.items() if path.split(".")[0] == name),
+                sum(sum(p.numel() for p in one.parameters(False)) for one in _convolutions(part)),
+                sum(madds for path, madds in counts.items() if path.removeprefix("head.").split(".")[0] == name),
             )
-            for name in parts
+            for name, part in parts.items()
         ),
         (features[2], features[3]),
     )

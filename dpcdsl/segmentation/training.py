@@ -10,10 +10,9 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (the name everyone gives it)
@@ -23,62 +22,45 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.tensorboard import SummaryWriter
 
 from dpcdsl.errors import DpcError, shown
-from dpcdsl.segmentation.backbone import Backbone, load_backbone_weights, load_timm_weights
-from dpcdsl.segmentation.checkpoints import FILE, Checkpoint, load_weights, read_checkpoint, write_checkpoint
+from dpcdsl.segmentation.backbone import Backbone
+from dpcdsl.segmentation.checkpoints import (
+    FILE,
+    Checkpoint,
+    begin_with,
+    load_weights,
+    read_checkpoint,
+    write_checkpoint,
+)
 from dpcdsl.segmentation.datasets import DataSet
 from dpcdsl.segmentation.description import ModelDescription
-from dpcdsl.segmentation.labels import IGNORED
-from dpcdsl.segmentation.loading import Batch, batches, seed_of
+from dpcdsl.segmentation.loading import Batch, batches, seed_dropout
 from dpcdsl.segmentation.model import PresenceClassifier
 from dpcdsl.segmentation.processes import Processes
+from dpcdsl.segmentation.schedule import Loss, Progress, Schedule
 from dpcdsl.segmentation.transforms import SCALES, Augmentation
-from dpcdsl.values import Value
-from dpcdsl_torch import parameter_groups, upsampled_cross_entropy
+from dpcdsl_torch import parameter_groups
 
-__all__ = ["Progress", "TrainingSettings", "train"]
+__all__ = ["TrainingSettings", "train"]
 
-_DROPOUT = 2  # beside the streams of loading.py
 _LOOK = 10  # steps between two looks at the loss, for which a GPU must be waited for
 
 
-class TrainingSettings(Value):
+class TrainingSettings(Schedule):
     """How a model is trained. The defaults are the paper's, for its full setting on Cityscapes.
 
-    batch: images a step, over all processes and ``accumulate`` parts. rate: at the start; it falls to 0 with
-    ``(1 - step / steps) ** power``. weight_decay: of the weights of dense convolutions. precision: "bf16" computes in
-    bfloat16 where autocast does. class_weights, hardest: of :func:`dpcdsl_torch.upsampled_cross_entropy`.
+    batch: images a step, over all processes and ``accumulate`` parts. scales, mirror: of :class:`Augmentation`.
+    freeze_backbone, fine_tune_batch_norm, batch_norm_momentum: of :class:`SegmentationModel`. The others are those of
+    :class:`Schedule`.
     """
 
     steps: int = Field(90_000, ge=1)
     batch: int = Field(16, ge=1)
     accumulate: int = Field(1, ge=1)
-    rate: float = Field(0.01, gt=0, lt=1e6)
-    power: float = Field(0.9, ge=0)
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(4e-5, ge=0)
     scales: tuple[Annotated[float, Field(gt=0, le=16)], ...] = SCALES
     mirror: float = Field(0.5, ge=0, le=1)
+    freeze_backbone: bool = False
     fine_tune_batch_norm: bool = True
     batch_norm_momentum: float = Field(3e-4, ge=0, le=1)
-    precision: Literal["fp32", "bf16"] = "fp32"
-    class_weights: tuple[float, ...] | None = None
-    hardest: float = Field(1.0, gt=0, le=1)
-    seed: int = Field(0, ge=0, lt=2**63)
-
-    def rate_at(self, step: int) -> float:
-        """Of the step that comes after ``step`` others."""
-        return self.rate * math.pow(1 - step / self.steps, self.power)
-
-
-@dataclass(frozen=True)
-class Progress:
-    """After ``step`` of ``steps``: the rate, the mean loss since the last time, and how long a step took."""
-
-    step: int
-    steps: int
-    loss: float
-    rate: float
-    seconds_per_step: float
 
 
 def train(
@@ -115,7 +97,7 @@ def train(
         if saved is not None:
             trainer.go_on(saved)
         elif weights is not None:
-            _begin_with(trainer.model.backbone, weights)
+            begin_with(trainer.model.backbone, weights)
         start = saved.step if saved else 0
         loader = batches(
             data,
@@ -207,8 +189,13 @@ class _Trainer:
     def __init__(self, description: ModelDescription, settings: TrainingSettings, processes: Processes) -> None:
         self.description, self.settings, self.device = description, settings, processes.device
         torch.manual_seed(settings.seed)
+        backbone = Backbone(description.backbone, description.output_stride)
+        torch.manual_seed(settings.seed)  # what is on it begins as it does on cached features
         self.model = description.model(
-            fine_tune_batch_norm=settings.fine_tune_batch_norm, batch_norm_momentum=settings.batch_norm_momentum
+            backbone=backbone,
+            freeze_backbone=settings.freeze_backbone,
+            fine_tune_batch_norm=settings.fine_tune_batch_norm,
+            batch_norm_momentum=settings.batch_norm_momentum,
         ).to(self.device)
         self.parameters = dict(self.model.named_parameters())
         self.optimizer = torch.optim.SGD(
@@ -224,7 +211,7 @@ class _Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         for part in range(chunks.parts):
             images, labels = (tensor.to(self.device, non_blocking=True) for tensor in next(loader))
-            torch.manual_seed(seed_of(self.settings.seed, _DROPOUT, chunks.number(step, part)))
+            seed_dropout(self.settings.seed, chunks.number(step, part))
             waits = part < chunks.parts - 1 and not self.alone  # gradients are averaged once a step
             with self.objective.no_sync() if waits else nullcontext():
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
@@ -260,21 +247,16 @@ class _Objective(nn.Module):
 
     def __init__(self, model: Any, settings: TrainingSettings) -> None:
         super().__init__()
-        self.model, self.hardest = model, settings.hardest
-        weights = settings.class_weights
-        if weights is not None and len(weights) != model.classes:
-            raise DpcError.of("DPC062", f"{len(weights)} class weights for {model.classes} classes")
-        device = next(model.parameters()).device
-        self.class_weights = None if weights is None else torch.tensor(weights, device=device)
+        self.model = model
+        self.loss = Loss(settings, model.classes, next(model.parameters()).device)
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         logits = self.model(images)
         if isinstance(self.model, PresenceClassifier):
             present = torch.stack([(labels == one).flatten(1).any(1) for one in range(self.model.classes)], 1)
-            return F.binary_cross_entropy_with_logits(logits.float(), present.float(), self.class_weights)
-        return upsampled_cross_entropy(
-            logits, labels, class_weights=self.class_weights, ignore_label=IGNORED, hardest=self.hardest
-        )
+            return F.binary_cross_entropy_with_logits(logits.float(), present.float(), self.loss.class_weights)
+        loss: Tensor = self.loss(logits, labels)
+        return loss
 
 
 def _facts(settings: TrainingSettings, examples: int) -> dict[str, Any]:
@@ -316,13 +298,6 @@ def _flat(facts: Mapping[str, Any]) -> dict[str, Any]:
         for key, group in facts.items()
         for name, value in (group.items() if isinstance(group, dict) else [(key, group)])
     }
-
-
-def _begin_with(backbone: Backbone, weights: Path | str) -> None:
-    if weights == "timm":
-        load_timm_weights(backbone)
-    else:
-        load_backbone_weights(backbone, Path(weights) / FILE if Path(weights).is_dir() else weights)
 
 
 def _stopped(what: str, step: int, path: Path) -> DpcError:

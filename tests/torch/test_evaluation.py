@@ -206,7 +206,7 @@ def test_an_image_of_one_pixel(model: Any) -> None:
 
 def test_bf16_gives_nearly_the_same_labels(model: Any) -> None:
     kinds: list[torch.dtype] = []
-    handle = model.logits.register_forward_hook(lambda *given: kinds.append(given[2].dtype))
+    handle = model.head.logits.register_forward_hook(lambda *given: kinds.append(given[2].dtype))
     image = picture(81, 97, 3)
     full, half = (Predictor(model, PLAIN, (0.75, 1.0), True, precision=name)(image) for name in ("fp32", "bf16"))
     handle.remove()
@@ -516,7 +516,7 @@ def test_a_prediction_is_two_files(with_overlay: bool, tmp_path: Path) -> None:
 
 def test_weights_of_branches_are_those_the_projection_reads_them_with(model: Any) -> None:
     found = branch_weights(model)
-    weight = model.cell.projection.weight.detach().numpy().astype(np.float64)
+    weight = model.head.cell.projection.weight.detach().numpy().astype(np.float64)
     assert weight.shape[:2] == (256, 48)
     blocks = [np.abs(weight[:, n : n + 16]) for n in (0, 16, 32)]
     assert [one.name for one in found] == ["Y1", "Y2", "Y3"]

@@ -76,7 +76,7 @@ def test_fused_and_eager_have_one_state(decoder: str | None) -> None:
 
 def test_the_output_stride_reaches_the_cell() -> None:
     model = on_meta("mobilenet-v2", "top1", 19, output_stride=8)
-    assert model.cell.settings.conventions.rate_multiplier == 2
+    assert model.head.cell.settings.conventions.rate_multiplier == 2
 
 
 # Cost
@@ -97,7 +97,7 @@ def test_cost_is_what_torch_counts(backbone: str, cell: str, decoder: str | None
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(torch.empty(1, 3, 1025, 2049, device="meta"))
     assert found.madds == pytest.approx(counter.get_total_flops() / 2, rel=1e-3)
-    weights = sum(p.numel() for p in model.parameters() if p.dim() == 4) + model.logits.out_channels
+    weights = sum(p.numel() for p in model.parameters() if p.dim() == 4) + model.head.logits.out_channels
     assert found.params == weights
     assert found.features == (65, 129)
 

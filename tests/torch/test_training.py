@@ -25,13 +25,15 @@ from torch import Tensor
 from dpcdsl import DpcError, parse_cell, read_space
 from dpcdsl.cli import main
 from dpcdsl.segmentation import training
-from dpcdsl.segmentation.checkpoints import FILE, read_checkpoint
+from dpcdsl.segmentation.backbone import Backbone
+from dpcdsl.segmentation.checkpoints import FILE, Checkpoint, read_checkpoint, write_checkpoint
 from dpcdsl.segmentation.datasets import Example
 from dpcdsl.segmentation.description import ModelDescription
 from dpcdsl.segmentation.labels import IGNORED
-from dpcdsl.segmentation.loading import batches, seed_of
+from dpcdsl.segmentation.loading import batches, seed_dropout, seed_of
+from dpcdsl.segmentation.schedule import Progress
 from dpcdsl.segmentation.synthetic import STREET, SyntheticSet, write_synthetic
-from dpcdsl.segmentation.training import Progress, TrainingSettings, train
+from dpcdsl.segmentation.training import TrainingSettings, train
 from dpcdsl.segmentation.transforms import Augmentation, Preprocessing
 
 CELL = "(F, sepconv3x3 rate 1x3, Y1) (Y1, conv1x1, Y2)"
@@ -136,13 +138,15 @@ def test_training_is_the_plain_formula(tmp_path: Path) -> None:
     settings = changed(class_weights=class_weights, weight_decay=0.01)
     found = trained(tmp_path, settings)
     torch.manual_seed(settings.seed)
-    model = described().model(batch_norm_momentum=0.1)
+    backbone = Backbone("test_resnet")
+    torch.manual_seed(settings.seed)
+    model = described().model(backbone=backbone, batch_norm_momentum=0.1)
     model.train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1, momentum=0.9)
     plain = Augmentation(CROP, scales=(1.0,), mirror=0.0)
     chunks = [range(n, n + 2) for n in range(0, 8, 2)]
     for step, (images, labels) in enumerate(batches(SCENES, plain, chunks, seed=0)):
-        torch.manual_seed(seed_of(0, training._DROPOUT, step))
+        seed_dropout(0, step)
         large = F.interpolate(model(images), CROP, mode="bilinear", align_corners=True)
         losses = F.cross_entropy(
             large, labels.long(), torch.tensor(class_weights), ignore_index=IGNORED, reduction="none"
@@ -172,6 +176,16 @@ def test_frozen_batch_norm_keeps_its_statistics(tmp_path: Path) -> None:
     assert_same(statistics(frozen), fresh)
     tuned = trained(tmp_path / "b", changed(steps=2))
     assert all(not torch.equal(value, fresh[name]) for name, value in statistics(tuned).items())
+
+
+def test_a_frozen_backbone_is_not_trained(tmp_path: Path) -> None:
+    begun = described().model()
+    before = {f"backbone.{name}": value.clone() for name, value in begun.backbone.state_dict().items()}
+    write_checkpoint(tmp_path / FILE, Checkpoint(described(), begun.state_dict()))
+    after = trained(tmp_path / "a", changed(freeze_backbone=True, weight_decay=0.1), weights=tmp_path)
+    assert_same({name: after[name] for name in before}, before)
+    assert not torch.equal(after["head.cell.projection.bn.running_mean"], torch.zeros(256))
+    assert not torch.equal(after["head.logits.weight"], begun.state_dict()["head.logits.weight"])
 
 
 def test_bfloat16_is_near(tmp_path: Path) -> None:
@@ -304,7 +318,7 @@ def test_a_weight_that_is_no_number_is_not_saved(tmp_path: Path, monkeypatch: py
     def wild(self: Any, number: int, *rest: Any) -> Tensor:
         loss = step(self, number, *rest)
         if number == 2:
-            self.model.logits.bias.data[0] = float("nan")
+            self.model.head.logits.bias.data[0] = float("nan")
         return loss
 
     monkeypatch.setattr(training._Trainer, "step", wild)
