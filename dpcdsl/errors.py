@@ -87,6 +87,7 @@ CODES: dict[str, str] = {
     "DPC094": "an image cannot be read",
     "DPC095": "a checkpoint cannot be used",
     "DPC096": "training has stopped",
+    "DPC097": "a cache of features cannot be used",
 }
 
 _WINDOW = 100  # characters of a source line shown around the caret

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import shutil
@@ -72,6 +73,12 @@ def needs() -> Callable[[str], str]:
         return found
 
     return check
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported and collected will not go away: the garbage collector need not look at it ever again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

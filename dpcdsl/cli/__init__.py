@@ -9,7 +9,19 @@ from collections.abc import Sequence
 
 import click
 
-from dpcdsl.cli import comparing, compiling, data, doctor, enumerating, evaluating, language, start, training, views
+from dpcdsl.cli import (
+    comparing,
+    compiling,
+    data,
+    doctor,
+    enumerating,
+    evaluating,
+    language,
+    proxying,
+    start,
+    training,
+    views,
+)
 from dpcdsl.cli.common import load_plugin
 from dpcdsl.errors import DpcError
 
@@ -59,6 +71,8 @@ for command in (
     evaluating.eval_command,
     evaluating.predict_command,
     evaluating.analyze_command,
+    proxying.cache_command,
+    proxying.proxy_command,
     start.init,
     start.completion,
     doctor.doctor,

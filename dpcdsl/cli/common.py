@@ -35,18 +35,24 @@ __all__ = [
     "cell_of",
     "conventions_of",
     "conventions_options",
+    "crop_option",
     "device_option",
     "form_option",
     "json_option",
     "load_plugin",
     "names",
+    "preprocessing_of",
+    "preprocessing_options",
     "print_json",
+    "problems_of",
     "progress",
     "read_stdin",
     "segmentation",
     "space_argument",
     "space_of",
+    "stepping",
     "tracked",
+    "usual_crop",
     "where_option",
 ]
 
@@ -55,11 +61,17 @@ T = TypeVar("T")
 
 
 if TYPE_CHECKING:
+    from dpcdsl.segmentation.labels import LabelSet
+    from dpcdsl.segmentation.schedule import Progress
+    from dpcdsl.segmentation.transforms import Preprocessing
+
     _SizeType = click.ParamType[Size]
     _ShardType = click.ParamType[tuple[int, int]]
     _NumbersType = click.ParamType[tuple[float, ...]]
 else:
     _SizeType = _ShardType = _NumbersType = click.ParamType  # only the newest click knows it as generic when it runs
+
+_SPOKEN = 10  # seconds between two lines where there is no terminal
 
 #: Totals up to this are told as a share and with the time that is left.
 _COUNTABLE = 10**12
@@ -246,6 +258,77 @@ def tracked(items: Iterable[T], total: int, what: str, every: int = 64) -> Itera
         yield item
 
 
+@contextmanager
+def stepping(steps: int) -> Iterator[tuple[Callable[[int], None], Callable[[Progress], None]]]:
+    """A bar on a terminal, and a line now and then elsewhere, both on standard error."""
+    if not sys.stderr.isatty():
+        spoken = time.monotonic()
+
+        def line(progress: Progress) -> None:
+            nonlocal spoken
+            if time.monotonic() - spoken >= _SPOKEN or progress.step == progress.steps:
+                spoken = time.monotonic()
+                left = (progress.steps - progress.step) * progress.seconds_per_step
+                click.echo(
+                    f"step {progress.step:,} of {progress.steps:,}: loss {progress.loss:.4f}, rate "
+                    f"{progress.rate:.2e}, {left:,.0f} s left",
+                    err=True,
+                )
+
+        def begins(start: int) -> None:
+            if 0 < start < steps:
+                click.echo(f"going on after step {start:,}", err=True)
+
+        yield begins, line
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        *("training", BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.4f}")),
+        *(TextColumn("rate {task.fields[rate]:.2e}"), TimeRemainingColumn()),
+    )
+    with Bar(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("training", total=steps, loss=float("nan"), rate=0.0)
+        yield (
+            lambda start: bar.update(task, completed=start),
+            lambda progress: bar.update(task, completed=progress.step, loss=progress.loss, rate=progress.rate),
+        )
+
+
+def preprocessing_options(command: F) -> F:
+    """``mean`` and ``std``, for :func:`preprocessing_of`."""
+    for name in ("--std", "--mean"):
+        said = "Of pixels from 0 to 1; 0.5 by default, or timm's."
+        command = click.option(name, type=NUMBERS, metavar="R,G,B", help=said)(command)
+    return command
+
+
+def preprocessing_of(
+    backbone: str, weights: str | None, mean: tuple[float, ...] | None, std: tuple[float, ...] | None
+) -> Preprocessing:
+    """What a backbone's images go through: as timm's weights were trained, where they are taken."""
+    from dpcdsl.segmentation.backbone import timm_preprocessing
+    from dpcdsl.segmentation.transforms import Preprocessing
+
+    own: dict[str, Any] = timm_preprocessing(backbone) if weights == "timm" else {}
+    own |= {name: given for name, given in (("mean", mean), ("std", std)) if given is not None}
+    return Preprocessing(**own)
+
+
+crop_option = click.option(
+    "--crop", type=SIZE, metavar="HxW", help="In pixels; 769x769 for Cityscapes and 513x513 for others."
+)
+
+
+def usual_crop(labels: LabelSet) -> Size:
+    """The paper's."""
+    from dpcdsl.segmentation.labels import CITYSCAPES
+
+    return (769, 769) if labels is CITYSCAPES else (513, 513)
+
+
 def read_stdin() -> str:
     """Standard input as text."""
     try:
@@ -263,6 +346,15 @@ def cell_of(reference: str, space: str | None = None) -> tuple[str, Cell]:
 
 def print_json(value: Any) -> None:
     click.echo(json.dumps(value, ensure_ascii=False))
+
+
+def problems_of(errors: Iterable[DpcError]) -> list[dict[str, Any]]:
+    """As JSON has them."""
+    return [
+        {"code": one.code, "place": one.place, "message": one.message, "hint": one.hint}
+        for error in errors
+        for one in error.diagnostics
+    ]
 
 
 def as_value(text: str, form: str) -> Any:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from dpcdsl.cli.common import SIZE, json_option, print_json, progress, segmentation, tracked
+from dpcdsl.cli.common import SIZE, json_option, print_json, problems_of, progress, segmentation, tracked
 from dpcdsl.errors import DpcError
 from dpcdsl.layers import Size
 
@@ -50,12 +50,7 @@ def check(root: str, splits: tuple[str, ...], as_json: bool) -> None:
             bad = f", {len(errors):,} wrong" if errors else ", good"
             click.echo(f"{title}, {split}: {total:,} example{'s' * (total != 1)}{bad}")
     if as_json:
-        problems = [
-            {"code": one.code, "place": one.place, "message": one.message, "hint": one.hint}
-            for error in wrong
-            for one in error.diagnostics
-        ]
-        print_json({"dataset": title, "splits": counts, "problems": problems})
+        print_json({"dataset": title, "splits": counts, "problems": problems_of(wrong)})
     if wrong:
         raise SystemExit(1)
 

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from dpcdsl.cli.common import NUMBERS, SIZE, cell_of, device_option, json_option, names, print_json, segmentation
+from dpcdsl.cli.common import (
+    NUMBERS,
+    cell_of,
+    crop_option,
+    device_option,
+    json_option,
+    names,
+    preprocessing_of,
+    preprocessing_options,
+    print_json,
+    segmentation,
+    stepping,
+    usual_crop,
+)
 from dpcdsl.layers import Size
 from dpcdsl.references import read_space
 
 if TYPE_CHECKING:
     from dpcdsl.segmentation.schedule import Progress
-
-_EVERY = 10  # seconds between two lines where there is no terminal
 
 
 @click.command("train")
@@ -42,7 +49,7 @@ _EVERY = 10  # seconds between two lines where there is no terminal
 @click.option("--decoder", is_flag=True, help="With DeepLabv3+'s decoder.")
 @click.option("--pooling", type=click.Choice(["paper", "sliding"]), default="paper", show_default=True)
 @click.option("--space", metavar="SPACE", help="The space the cell is of; the paper's by default, if it has it.")
-@click.option("--crop", type=SIZE, metavar="HxW", help="In pixels; 769x769 for Cityscapes and 513x513 for others.")
+@crop_option
 @click.option("--steps", type=int, default=90_000, show_default=True)
 @click.option("--batch", type=int, default=16, show_default=True, help="Images a step, over all processes.")
 @click.option("--accumulate", type=int, default=1, show_default=True, help="Parts that a step is computed in.")
@@ -58,8 +65,7 @@ _EVERY = 10  # seconds between two lines where there is no terminal
 @click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
 @click.option("--class-weights", type=NUMBERS, metavar="A,B,…", help="Of the loss, one a class.")
 @click.option("--hardest", type=float, default=1.0, show_default=True, help="Share of the pixels that counts.")
-@click.option("--mean", type=NUMBERS, metavar="R,G,B", help="Of pixels from 0 to 1; 0.5 by default, or timm's.")
-@click.option("--std", type=NUMBERS, metavar="R,G,B", help="Of pixels from 0 to 1; 0.5 by default, or timm's.")
+@preprocessing_options
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--workers", type=click.IntRange(0), default=0, show_default=True, help="Processes that read images.")
 @click.option("--save-every", type=click.IntRange(1), default=1000, show_default=True, metavar="STEPS")
@@ -100,28 +106,23 @@ def train_command(
     if head == "classifier" and (decoder or space):
         raise click.UsageError("--decoder and --space go with a cell.")
     with segmentation():
-        from dpcdsl.segmentation.backbone import timm_preprocessing
         from dpcdsl.segmentation.datasets import open_data
         from dpcdsl.segmentation.description import ModelDescription
-        from dpcdsl.segmentation.labels import CITYSCAPES
         from dpcdsl.segmentation.training import TrainingSettings, train
-        from dpcdsl.segmentation.transforms import Preprocessing
 
     name, value = cell_of(cell, space) if cell is not None else ("", None)
     data = open_data(root, split)
-    own = timm_preprocessing(backbone) if weights == "timm" else {}
-    own |= {name: given for name, given in (("mean", mean), ("std", std)) if given is not None}
     description = ModelDescription.of(
         value,
         name,
         backbone,
         data.labels,
-        crop or ((769, 769) if data.labels is CITYSCAPES else (513, 513)),
+        crop or usual_crop(data.labels),
         space=read_space(space) if space else None,
         output_stride=output_stride,
         decoder="deeplabv3+" if decoder else None,
         pooling=pooling,
-        preprocessing=Preprocessing(**own),
+        preprocessing=preprocessing_of(backbone, weights, mean, std),
     )
     chosen = TrainingSettings(
         mirror=0.0 if no_mirror else 0.5,
@@ -131,7 +132,7 @@ def train_command(
     )
     begun: list[int] = []
     last: list[float] = []
-    with _shown(chosen.steps) as (started, report):
+    with stepping(chosen.steps) as (started, report):
 
         def begins(start: int) -> None:
             begun.append(start)
@@ -161,41 +162,3 @@ def train_command(
     else:
         result = f"loss {last[0]:.4f}" if last else "all done before"
         click.echo(f"{path}: {chosen.steps:,} step{'s' * (chosen.steps != 1)}, {result}")
-
-
-@contextmanager
-def _shown(steps: int) -> Iterator[tuple[Callable[[int], None], Callable[[Progress], None]]]:
-    """A bar on a terminal, and a line now and then elsewhere, both on standard error."""
-    if not sys.stderr.isatty():
-        spoken = time.monotonic()
-
-        def line(progress: Progress) -> None:
-            nonlocal spoken
-            if time.monotonic() - spoken >= _EVERY or progress.step == progress.steps:
-                spoken = time.monotonic()
-                left = (progress.steps - progress.step) * progress.seconds_per_step
-                click.echo(
-                    f"step {progress.step:,} of {progress.steps:,}: loss {progress.loss:.4f}, rate "
-                    f"{progress.rate:.2e}, {left:,.0f} s left",
-                    err=True,
-                )
-
-        def begins(start: int) -> None:
-            if 0 < start < steps:
-                click.echo(f"going on after step {start:,}", err=True)
-
-        yield begins, line
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        *("training", BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]:.4f}")),
-        *(TextColumn("rate {task.fields[rate]:.2e}"), TimeRemainingColumn()),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("training", total=steps, loss=float("nan"), rate=0.0)
-        yield (
-            lambda start: bar.update(task, completed=start),
-            lambda progress: bar.update(task, completed=progress.step, loss=progress.loss, rate=progress.rate),
-        )

@@ -95,6 +95,11 @@ class ModelDescription(Value):
             **others,
         )
 
+    def of_backbone(self) -> ModelDescription:
+        """The classifier of the same backbone, on the same classes, crop and preprocessing."""
+        without = {"name": None, "cell": None, "space": None, "id": None, "decoder": None, "pooling": "paper"}
+        return self.model_copy(update={"head": "classifier", **without})
+
     @property
     def labels(self) -> LabelSet:
         """Raises :class:`DpcError` (DPC092) for names that cannot be."""

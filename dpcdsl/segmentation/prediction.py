@@ -6,7 +6,7 @@ image, and their largest is taken, one band of rows after the other: a pixel's v
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from dpcdsl.errors import DpcError
 from dpcdsl.layers import Size
 from dpcdsl.segmentation.transforms import Preprocessing, enclosing
 
-__all__ = ["EVALUATION_SCALES", "Predictor", "upsampled_rows"]
+__all__ = ["EVALUATION_SCALES", "Predictor", "label_map", "upsampled_rows"]
 
 #: The paper's for several scales (its Cityscapes test set: 0.75 to 2).
 EVALUATION_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
@@ -59,15 +59,7 @@ class Predictor:
         pixels = F.pad(self.preprocessing(image), (0, size[1] - width, 0, size[0] - height)).to(device)
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             views = [view for scale in self.scales for view in self._logits(pixels, scale)]
-        labels = torch.empty(height, width, dtype=torch.uint8)
-        for start in range(0, height, self.band):
-            stop = min(height, start + self.band)
-            # Logits that are not averaged have their largest where their softmax has it.
-            bands = [upsampled_rows(logits, size, start, stop)[..., :width] for logits in views]
-            if len(bands) > 1:
-                bands = [sum((_softmax(band) for band in bands[1:]), _softmax(bands[0]))]
-            labels[start:stop] = bands[0].argmax(0).to(torch.uint8).cpu()
-        return labels
+        return label_map(views, size, self.band)[:height, :width]
 
     def _logits(self, pixels: Tensor, scale: float) -> Iterator[Tensor]:
         """Of preprocessed pixels [3, H, W], scaled with aligned corners: fp32 [classes, h, w] that cover them whole."""
@@ -78,6 +70,22 @@ class Predictor:
         yield self.model(images)[0].float()
         if self.flip:
             yield self.model(images.flip(3))[0].float().flip(2)
+
+
+def label_map(views: Sequence[Tensor], size: Size, band: int = _BAND) -> Tensor:
+    """views: logits, fp32 [classes, h, w] each, of one image. Returns uint8 [*size], train ids, on the CPU.
+
+    They are resized to ``size``, and their softmax is averaged. band: rows at a time, which changes nothing.
+    """
+    labels = torch.empty(size, dtype=torch.uint8)
+    for start in range(0, size[0], band):
+        stop = min(size[0], start + band)
+        # Logits that are not averaged have their largest where their softmax has it.
+        bands = [upsampled_rows(logits, size, start, stop) for logits in views]
+        if len(bands) > 1:
+            bands = [sum((_softmax(one) for one in bands[1:]), _softmax(bands[0]))]
+        labels[start:stop] = bands[0].argmax(0).to(torch.uint8).cpu()
+    return labels
 
 
 def upsampled_rows(logits: Tensor, size: Size, start: int, stop: int) -> Tensor:
