@@ -46,7 +46,6 @@ from dpcdsl.segmentation.transforms import Augmentation, enclosing, padded
 
 __all__ = ["CachePlan", "build_cache", "verify_cache"]
 
-_SHARD = 2**27  # bytes, about
 _VIEW = 3  # beside the streams of loading.py
 
 
@@ -74,6 +73,7 @@ def build_cache(
     dtype: str = "bf16",
     device: str = "cpu",
     workers: int = 0,
+    shard_bytes: int = 2**27,
     planned: Callable[[CachePlan], None] = lambda _: None,
     report: Callable[[int], None] = lambda _: None,
 ) -> FeatureCache:
@@ -82,7 +82,7 @@ def build_cache(
     description: of any model of this backbone, crop, preprocessing and classes; a cell in it is not looked at.
     weights: of the backbone: a file, the folder of a training, or "timm". views: random crops; None keeps each image
     whole, padded to 16 k + 1. dtype: "bf16" or "fp32", of what is kept; it is computed in fp32. workers: processes that
-    read images. planned: is told what will be done before it is; report: how many examples are there.
+    read images. shard_bytes: of a file, about. planned: is told what will be done before it is; report: how many examples are there.
 
     A build that was interrupted, however it was, goes on where it was. Under torchrun every process calls this; each
     makes its share of the shards. Raises :class:`DpcError`: DPC097 where another cache is in the folder, or another
@@ -108,7 +108,7 @@ def build_cache(
                 views=views,
                 dtype=dtype,
                 channels=backbone.channels,
-                shard=max(1, _SHARD // first.bytes),
+                shard=max(1, shard_bytes // first.bytes),
             )
             facts = _begun(folder, facts)
             for part in folder.glob(".*.part"):  # of a build that was killed while it wrote
