@@ -23,6 +23,7 @@ import enumerator
 import gpu
 import language
 import products
+import proxy
 import segmentation
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
@@ -41,6 +42,8 @@ TABLES: dict[str, Callable[[], list[list[str]] | None]] = {
     "loss": segmentation.loss,
     "step": segmentation.step,
     "context": context.measure,
+    "proxy": proxy.costs,
+    "views": proxy.views,
     "gpu": gpu.measure,
 }
 

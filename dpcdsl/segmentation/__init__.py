@@ -11,6 +11,8 @@ from dpcdsl.segmentation.price import ModelCost, ModelPart, model_cost
 
 if TYPE_CHECKING:
     from dpcdsl.segmentation.analysis import branch_weights
+    from dpcdsl.segmentation.cache import FeatureCache, Views
+    from dpcdsl.segmentation.caching import build_cache, verify_cache
     from dpcdsl.segmentation.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
     from dpcdsl.segmentation.datasets import check_data, open_data
     from dpcdsl.segmentation.description import ModelDescription
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from dpcdsl.segmentation.labels import CITYSCAPES, PERSON_PART, VOC, LabelSet
     from dpcdsl.segmentation.pictures import overlay, write_labels, write_prediction
     from dpcdsl.segmentation.prediction import Predictor
+    from dpcdsl.segmentation.proxy import ProxyResult, ProxySettings, proxy, proxy_many
     from dpcdsl.segmentation.schedule import Progress
     from dpcdsl.segmentation.synthetic import STREET, SyntheticSet, write_synthetic
     from dpcdsl.segmentation.training import TrainingSettings, train
@@ -28,6 +31,8 @@ _LATER = {
     name: f"{__name__}.{module}"
     for module, names in {
         "analysis": ["branch_weights"],
+        "cache": ["FeatureCache", "Views"],
+        "caching": ["build_cache", "verify_cache"],
         "checkpoints": ["Checkpoint", "read_checkpoint", "write_checkpoint"],
         "datasets": ["check_data", "open_data"],
         "description": ["ModelDescription"],
@@ -36,6 +41,7 @@ _LATER = {
         "pictures": ["overlay", "write_labels", "write_prediction"],
         "prediction": ["Predictor"],
         "synthetic": ["STREET", "SyntheticSet", "write_synthetic"],
+        "proxy": ["ProxyResult", "ProxySettings", "proxy", "proxy_many"],
         "schedule": ["Progress"],
         "training": ["TrainingSettings", "train"],
         "transforms": ["Augmentation", "Preprocessing"],
@@ -53,6 +59,7 @@ __all__ = [
     "Backbone",
     "Checkpoint",
     "Evaluation",
+    "FeatureCache",
     "Head",
     "LabelSet",
     "ModelCost",
@@ -62,10 +69,14 @@ __all__ = [
     "Preprocessing",
     "PresenceClassifier",
     "Progress",
+    "ProxyResult",
+    "ProxySettings",
     "SegmentationModel",
     "SyntheticSet",
     "TrainingSettings",
+    "Views",
     "branch_weights",
+    "build_cache",
     "check_data",
     "evaluate",
     "load_backbone_weights",
@@ -73,8 +84,11 @@ __all__ = [
     "model_cost",
     "open_data",
     "overlay",
+    "proxy",
+    "proxy_many",
     "read_checkpoint",
     "train",
+    "verify_cache",
     "write_checkpoint",
     "write_labels",
     "write_prediction",

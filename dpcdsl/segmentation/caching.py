@@ -82,7 +82,8 @@ def build_cache(
     description: of any model of this backbone, crop, preprocessing and classes; a cell in it is not looked at.
     weights: of the backbone: a file, the folder of a training, or "timm". views: random crops; None keeps each image
     whole, padded to 16 k + 1. dtype: "bf16" or "fp32", of what is kept; it is computed in fp32. workers: processes that
-    read images. shard_bytes: of a file, about. planned: is told what will be done before it is; report: how many examples are there.
+    read images. shard_bytes: of a file, about. planned: is told what will be done before it is; report: how many
+    examples are there.
 
     A build that was interrupted, however it was, goes on where it was. Under torchrun every process calls this; each
     makes its share of the shards. Raises :class:`DpcError`: DPC097 where another cache is in the folder, or another
