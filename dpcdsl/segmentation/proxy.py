@@ -148,26 +148,24 @@ def proxy_many(
 
 @dataclass
 class _Losses:
-    """Of one candidate. fresh: those that have not been looked at, which a GPU may still be computing."""
+    """Of one candidate. fresh: those that have not been looked at, which a GPU may still be computing. known: those
+    since the last evaluation. last: NaN if there is none.
+    """
 
     fresh: list[Tensor] = field(default_factory=list)
     known: list[float] = field(default_factory=list)
-
-    @property
-    def last(self) -> float:
-        """NaN if there is none."""
-        return self.known[-1] if self.known else math.nan
+    last: float = math.nan
 
     def look(self) -> list[float]:
         """The fresh ones, which are known then."""
         found: list[float] = torch.stack(self.fresh).tolist() if self.fresh else []
         self.known, self.fresh = self.known + found, []
+        self.last = found[-1] if found else self.last
         return found
 
     def mean(self) -> float:
-        """Of the known ones, which are forgotten then but for the last."""
-        mean = sum(self.known) / len(self.known)
-        self.known = self.known[-1:]
+        """Of the known ones, which are forgotten then."""
+        mean, self.known = sum(self.known) / len(self.known), []
         return mean
 
 

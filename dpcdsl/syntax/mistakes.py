@@ -183,7 +183,7 @@ _NAMED: tuple[tuple[_Test, str, str], ...] = (
     (
         lambda s: re.match(r"\d+(x\d+)?$", s.found) and s.sees("PARAMETER") and s.looking_back(r"[(,|]\s*(\w+)$"),
         "`{0}` needs the name of its parameter",
-        "write, say, `{1} rate {0}`",
+        "write, say, `{1} rate {0}`, or `{1} grid {0}` where it takes a grid",
     ),
     (
         lambda s: s.found == "(" and s.in_tuple and s.sees("COMMA") and s.looking_back(r"[,|]\s*(\w+)$"),

@@ -35,7 +35,7 @@ CROP = (65, 129)
 SCENES, UNSEEN = SyntheticSet(6, size=CROP), SyntheticSet(4, "val", (70, 129))
 DESCRIPTION = ModelDescription.of(None, "", "test_resnet", STREET, CROP, preprocessing=Preprocessing())
 CELL = parse_cell("filters 16\n(F, sepconv3x3 rate 1x3, Y1) (Y1, conv1x1, Y2)")
-OTHER = parse_cell("filters 16\n(F, avgpool 1x1, Y1) (F, sepconv3x3 rate 3x6, Y2)")
+OTHER = parse_cell("filters 16\n(F, avgpool grid 1x1, Y1) (F, sepconv3x3 rate 3x6, Y2)")
 SHORT = ProxySettings(steps=12, batch=2, rate=0.05, evaluate_every=4, statistics=3)
 
 
