@@ -16,7 +16,7 @@ from segmentation import steps
 from torch import Tensor
 
 import dpcdsl
-from dpcdsl.segmentation import proxy as proxying
+from dpcdsl.segmentation import proxy_task as proxying
 from dpcdsl.segmentation.cache import FeatureCache, Views
 from dpcdsl.segmentation.caching import build_cache
 from dpcdsl.segmentation.checkpoints import FILE, Checkpoint, read_checkpoint, write_checkpoint
@@ -26,7 +26,7 @@ from dpcdsl.segmentation.evaluation import evaluate
 from dpcdsl.segmentation.labels import CITYSCAPES
 from dpcdsl.segmentation.prediction import Predictor
 from dpcdsl.segmentation.processes import Processes
-from dpcdsl.segmentation.proxy import ProxySettings, proxy, proxy_many
+from dpcdsl.segmentation.proxy_task import ProxySettings, proxy, proxy_many
 from dpcdsl.segmentation.synthetic import STREET, SyntheticSet
 from dpcdsl.segmentation.training import TrainingSettings, _Chunks, _Trainer, train
 from dpcdsl.segmentation.transforms import Preprocessing

@@ -227,7 +227,7 @@ def proxy_command(
     """
     with segmentation():
         from dpcdsl.segmentation.cache import FeatureCache
-        from dpcdsl.segmentation.proxy import ProxySettings, proxy_many
+        from dpcdsl.segmentation.proxy_task import ProxySettings, proxy_many
 
     chosen = ProxySettings(**settings)
     named = [cell_of(reference) for reference in cells]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dpcdsl.segmentation.labels import CITYSCAPES, PERSON_PART, VOC, LabelSet
     from dpcdsl.segmentation.pictures import overlay, write_labels, write_prediction
     from dpcdsl.segmentation.prediction import Predictor
-    from dpcdsl.segmentation.proxy import ProxyResult, ProxySettings, proxy, proxy_many
+    from dpcdsl.segmentation.proxy_task import ProxyResult, ProxySettings, proxy, proxy_many
     from dpcdsl.segmentation.schedule import Progress
     from dpcdsl.segmentation.synthetic import STREET, SyntheticSet, write_synthetic
     from dpcdsl.segmentation.training import TrainingSettings, train
@@ -41,7 +41,7 @@ _LATER = {
         "pictures": ["overlay", "write_labels", "write_prediction"],
         "prediction": ["Predictor"],
         "synthetic": ["STREET", "SyntheticSet", "write_synthetic"],
-        "proxy": ["ProxyResult", "ProxySettings", "proxy", "proxy_many"],
+        "proxy_task": ["ProxyResult", "ProxySettings", "proxy", "proxy_many"],
         "schedule": ["Progress"],
         "training": ["TrainingSettings", "train"],
         "transforms": ["Augmentation", "Preprocessing"],

@@ -617,8 +617,8 @@ def test_dpc_eval_says_what_evaluate_does(
 
 def test_dpc_eval_of_a_class_that_is_not_there(dpc: Dpc, street: Path, model: Any) -> None:
     weights = dict(model.state_dict())
-    weights["logits.bias"] = weights["logits.bias"].clone()
-    weights["logits.bias"][5] = -1e6
+    weights["head.logits.bias"] = weights["head.logits.bias"].clone()
+    weights["head.logits.bias"][5] = -1e6
     write_checkpoint(Path(FILE), Checkpoint(DESCRIPTION, weights))
     for path in (street / "labels" / "val").iterdir():
         ids = read_ids(path)

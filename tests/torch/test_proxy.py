@@ -17,7 +17,7 @@ from support import Dpc
 from torch import Tensor, nn
 
 from dpcdsl import DpcError, parse_cell
-from dpcdsl.segmentation import proxy as module
+from dpcdsl.segmentation import proxy_task as module
 from dpcdsl.segmentation.cache import FeatureCache, Views
 from dpcdsl.segmentation.caching import build_cache
 from dpcdsl.segmentation.checkpoints import FILE, Checkpoint, begin_with, write_checkpoint
@@ -25,7 +25,7 @@ from dpcdsl.segmentation.description import ModelDescription
 from dpcdsl.segmentation.evaluation import evaluate
 from dpcdsl.segmentation.model import Head, SegmentationModel
 from dpcdsl.segmentation.prediction import Predictor
-from dpcdsl.segmentation.proxy import CurvePoint, ProxyResult, ProxySettings, proxy, proxy_many
+from dpcdsl.segmentation.proxy_task import CurvePoint, ProxyResult, ProxySettings, proxy, proxy_many
 from dpcdsl.segmentation.schedule import Progress
 from dpcdsl.segmentation.synthetic import STREET, SyntheticSet
 from dpcdsl.segmentation.training import TrainingSettings, train

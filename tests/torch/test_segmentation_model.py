@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import pickle
+import pkgutil
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -208,3 +211,16 @@ def test_weights_that_do_not_fit(
     assert "[DPC091]" in str(caught.value)
     assert not (tmp_path / "harm").exists()
     assert all(torch.equal(a, b) for a, b in zip(changed(backbone).values(), before.values(), strict=True))
+
+
+def test_every_public_name_is_what_it_says_however_it_is_asked_for() -> None:
+    """A module of the same name would take a function's place once it has been imported."""
+    import dpcdsl.segmentation as room
+
+    for found in pkgutil.iter_modules(room.__path__, f"{room.__name__}."):
+        importlib.import_module(found.name)
+    for name in room.__all__:
+        assert not isinstance(getattr(room, name), ModuleType), name
+    assert set(room.__all__) <= set(dir(room))
+    with pytest.raises(AttributeError, match="has no attribute 'missing'"):
+        _ = room.missing

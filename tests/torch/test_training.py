@@ -228,7 +228,7 @@ def test_a_classifier_trains_a_backbone_for_a_model(tmp_path: Path, monkeypatch:
 
 def test_the_hardest_pixels_alone(tmp_path: Path) -> None:
     every, hard = (trained(tmp_path / str(share), changed(hardest=share, steps=1)) for share in (1.0, 0.25))
-    assert not torch.equal(every["logits.weight"], hard["logits.weight"])
+    assert not torch.equal(every["head.logits.weight"], hard["head.logits.weight"])
 
 
 # Going on
