@@ -195,7 +195,7 @@ TENSORS: dict[str, Callable[[dict[str, Any], dict[str, Tensor]], object]] = {
     "a weight too many": lambda _, tensors: tensors.update({"model.other": torch.zeros(1)}),
     "a weight of another shape": lambda _, tensors: tensors.update({_first(tensors): torch.zeros(3, 3)}),
     "a weight of another type": lambda _, tensors: tensors.update({_first(tensors): tensors[_first(tensors)].half()}),
-    "momentum of another shape": lambda _, tensors: tensors.update({"momentum.logits.bias": torch.zeros(3)}),
+    "momentum of another shape": lambda _, tensors: tensors.update({"momentum.head.logits.bias": torch.zeros(3)}),
     "momentum of nothing": lambda _, tensors: tensors.update({"momentum.other": torch.zeros(3)}),
     "steps that are none": lambda facts, _: facts.update(step=-1),
     "steps that are words": lambda facts, _: facts.update(step="many"),

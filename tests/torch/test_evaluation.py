@@ -56,10 +56,10 @@ def model() -> Any:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         found: Any = DESCRIPTION.model().eval()
-        found.cell.projection.weight[:, 32:].mul_(0.1)  # the image's mean, which would decide alone
-        found.logits.weight.normal_(std=10)
+        found.head.cell.projection.weight[:, 32:].mul_(0.1)  # the image's mean, which would decide alone
+        found.head.logits.weight.normal_(std=10)
         seen = found(torch.stack([PLAIN(picture(40, 71, seed)) for seed in range(8)]))
-        found.logits.bias.sub_(seen.mean((0, 2, 3)))
+        found.head.logits.bias.sub_(seen.mean((0, 2, 3)))
     return found
 
 
@@ -533,10 +533,10 @@ def test_the_branch_that_is_said_to_count_does() -> None:
     found: Any = DESCRIPTION.model().eval()
     image = PLAIN(picture(33, 65))[None]
     assert found(image)[0].flatten(1).std(1).max() > 1e-4
-    found.cell.projection.weight[:, :32] = 0
+    found.head.cell.projection.weight[:, :32] = 0
     assert [one.share for one in branch_weights(found)] == [0, 0, 1]
     assert found(image)[0].flatten(1).std(1).max() < 1e-6
-    found.cell.projection.weight.zero_()
+    found.head.cell.projection.weight.zero_()
     assert [one.share for one in branch_weights(found)] == [0, 0, 0]
 
 
