@@ -67,17 +67,17 @@ def main() -> None:
     names = sys.argv[1:] or list(TABLES)
     if not TABLES.keys() >= set(names):
         sys.exit(f"the tables are {', '.join(TABLES)}")
-    page = PAGE.read_text(encoding="utf-8")
     for name in names:
         rows = TABLES[name]()
         if rows is None:  # it cannot be measured here
             continue
         table = as_markdown(rows)
         print(f"{name}\n{table}\n")
+        page = PAGE.read_text(encoding="utf-8")
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         assert pattern.search(page), f"docs/benchmarks.md has no place for {name}"
         page = pattern.sub(lambda m, t=table: f"{m[1]}\n{machine()}\n\n{t}\n\n{m[2]}", page)
-    PAGE.write_text(page, encoding="utf-8")
+        PAGE.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from dpcdsl.errors import DpcError, shown
 from dpcdsl.interchange import paper_space
 from dpcdsl.space import OperatorSet, Slot, Space
 
-__all__ = ["crossover", "mutate", "neighbours"]
+__all__ = ["crossover", "exactly_at", "mutate", "neighbours"]
 
 
 def neighbours(cell: Cell, space: Space | None = None, radius: int = 1) -> Enumerator:
@@ -36,8 +36,7 @@ def mutate(cell: Cell, space: Space | None = None, seed: Seed = None, *, distanc
 
     Raises :class:`DpcError`: DPC074 if there is none, DPC062 if ``distance`` is not a whole number from 1 up.
     """
-    distance = _checked(distance, "distance")
-    found = enumerator_of(_around(cell, space, distance, distance))
+    found = exactly_at(cell, space, distance)
     if not found.count:
         raise DpcError.of(
             "DPC074",
@@ -45,6 +44,12 @@ def mutate(cell: Cell, space: Space | None = None, seed: Seed = None, *, distanc
             hint="ask for a smaller distance, or for another space",
         )
     return found.sample(1, seed)[0]
+
+
+def exactly_at(cell: Cell, space: Space | None, distance: int) -> Enumerator:
+    """The cells of ``space`` at exactly this distance from ``cell``, as :func:`neighbours` has those up to it."""
+    distance = _checked(distance, "distance")
+    return enumerator_of(_around(cell, space, distance, distance))
 
 
 def crossover(a: Cell, b: Cell, space: Space | None = None, seed: Seed = None) -> Cell:

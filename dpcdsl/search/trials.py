@@ -1,0 +1,81 @@
+"""What a searcher knows of the trials before: each of them by the rank of its cell, and how good it is beside others."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Standings", "Trial"]
+
+
+class Trial(NamedTuple):
+    """What is known of a trial.
+
+    rank: of its cell among the genomes of the space; None if it has none, as one that was withdrawn.
+    asker: whose proposal it is; None if it is a user's. scores: the larger the better; None if it failed, or is not
+    finished.
+    """
+
+    number: int
+    rank: int | None
+    asker: int | None = None
+    finished: bool = False
+    scores: tuple[float, ...] | None = None
+
+
+class Standings:
+    """Trials with scores, by how many are better: those that are as good in every score, and better in one.
+
+    It is the same whatever the order in which they are added. A trial takes some dozens of bytes.
+    """
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._scores: npt.NDArray[np.float64] = np.empty((0, 1))
+        self._better: npt.NDArray[np.int64] = np.empty(0, np.int64)
+        self._numbers: npt.NDArray[np.int64] = np.empty(0, np.int64)
+        self._ranks: list[int] = []
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, trial: Trial) -> None:
+        assert trial.scores is not None
+        assert trial.rank is not None
+        if self._count == len(self._numbers):
+            self._grow(len(trial.scores))
+        scores, better = self._scores[: self._count], self._better[: self._count]
+        new = np.array(trial.scores)
+        differ = (scores != new).any(1)
+        better += (scores <= new).all(1) & differ
+        self._scores[self._count] = new
+        self._better[self._count] = np.count_nonzero((scores >= new).all(1) & differ)
+        self._numbers[self._count] = trial.number
+        self._ranks.append(trial.rank)
+        self._count += 1
+
+    def best(self, count: int) -> list[int]:
+        """The ranks of the ``count`` best; of equal ones, those of lower numbers."""
+        better, numbers = self._better[: self._count], self._numbers[: self._count]
+        limit = np.partition(better, count - 1)[count - 1] if count < self._count else np.inf
+        places = np.flatnonzero(better <= limit)
+        order = places[np.lexsort((numbers[places], better[places]))][:count]
+        return [self._ranks[place] for place in order]
+
+    def latest(self, count: int) -> list[tuple[int, int]]:
+        """(how many are better, rank) of the ``count`` trials of the highest numbers, by number."""
+        numbers = self._numbers[: self._count]
+        limit = np.partition(numbers, -count)[-count] if count < self._count else -1
+        places = np.flatnonzero(numbers >= limit)
+        order = places[np.argsort(numbers[places])]
+        return [(int(self._better[place]), self._ranks[place]) for place in order]
+
+    def _grow(self, width: int) -> None:
+        size = max(64, 2 * self._count)
+        for name, shape in (("_scores", (size, width)), ("_better", (size,)), ("_numbers", (size,))):
+            old = getattr(self, name)
+            new = np.zeros(shape, old.dtype)
+            new[: self._count] = old[: self._count]
+            setattr(self, name, new)
