@@ -35,10 +35,12 @@ struct CrossEntropy {
 // What the pixels of an axis read, and where the pixels begin that read from one logit on.
 struct Axis {
   std::vector<Sample> samples;
+  std::vector<float> weights;  // of the samples
   std::vector<int64_t> begin;
-  Axis(int64_t in, int64_t out, bool align_corners) : samples(out), begin(in + 1, out) {
+  Axis(int64_t in, int64_t out, bool align_corners) : samples(out), weights(out), begin(in + 1, out) {
     for (int64_t i = out - 1; i >= 0; i--) {
       samples[i] = sample(i, in, out, align_corners);
+      weights[i] = samples[i].weight;
       begin[samples[i].low] = i;
     }
     for (int64_t i = in - 1; i >= 0; i--) begin[i] = std::min(begin[i], begin[i + 1]);
@@ -57,8 +59,7 @@ class Cells {
         values_(classes_),
         sums_(4 * classes_),
         corner_(4 * classes_),
-        side_(2 * classes_),
-        ones_(4 * classes_) {}
+        side_(2 * classes_) {}
 
   // `upper` and `lower`, [w, classes], are added the gradients of the two rows of logits.
   void run(int64_t n, int64_t low, float* upper, float* lower, double* sums) {
@@ -71,7 +72,6 @@ class Cells {
       if (left == right) continue;
       read(n, low, high, j, columns_.samples[left].high);
       std::fill(sums_.begin(), sums_.end(), Lanes{});
-      std::fill(ones_.begin(), ones_.end(), 0.0f);
       for (int64_t y = first; y < last; y++) {
         lean(rows_.samples[y].weight);
         for (int64_t x = left; x < right; x += kLanes) pixels(n, y, x, std::min<int64_t>(kLanes, right - x), sums);
@@ -100,79 +100,68 @@ class Cells {
     }
   }
 
-  int64_t label(int64_t at) const {
-    return all_.bytes == 1 ? static_cast<const uint8_t*>(all_.labels)[at] : static_cast<const int64_t*>(all_.labels)[at];
+  // The classes of `count` pixels, -1 where one does not count. Returns whether any does.
+  bool read_labels(int64_t at, int64_t count, int32_t* to, double* sums) const {
+    int64_t given[kLanes];
+    for (int64_t i = 0; i < count; i++)
+      given[i] = all_.bytes == 1 ? static_cast<const uint8_t*>(all_.labels)[at + i]
+                                 : static_cast<const int64_t*>(all_.labels)[at + i];
+    int32_t meant = 0, strange = 0, counting = 0;  // a sum in memory would be waited for at every pixel
+    for (int64_t i = 0; i < count; i++) {
+      const bool is_meant = given[i] != all_.ignored, is_class = uint64_t(given[i]) < uint64_t(classes_);
+      const bool counts = is_meant && is_class && (!all_.chosen || all_.chosen[at + i]);
+      meant += is_meant, strange += is_meant && !is_class, counting += counts;
+      to[i] = counts ? int32_t(given[i]) : -1;
+    }
+    std::fill(to + count, to + kLanes, -1);
+    sums[1] += meant, sums[2] += strange;
+    return counting != 0;
   }
 
   // Up to kLanes pixels of a row.
   void pixels(int64_t n, int64_t y, int64_t x, int64_t count, double* sums) {
     const int64_t at = (n * all_.height + y) * all_.width + x;
-    float weight[kLanes] = {}, along_lanes[kLanes] = {};
-    int64_t labels[kLanes];
-    bool any = false;
-    for (int64_t i = 0; i < count; i++) {
-      along_lanes[i] = columns_.samples[x + i].weight;
-      labels[i] = label(at + i);
-      if (labels[i] == all_.ignored) continue;
-      sums[1]++;
-      if (labels[i] < 0 || labels[i] >= classes_) {
-        sums[2]++;
-        continue;
-      }
-      if (all_.chosen && !all_.chosen[at + i]) continue;
-      weight[i] = all_.weights ? all_.weights[labels[i]] : 1.0f;
-      counts_[i] = true;
-      any = true;
-    }
-    if (!any) {
+    int32_t label_lanes[kLanes];
+    if (!read_labels(at, count, label_lanes, sums)) {
       if (all_.losses) std::fill_n(all_.losses + at, count, 0.0f);
       return;
     }
-    const Vector along = load(along_lanes);
-    Vector most = splat(-std::numeric_limits<float>::infinity());
+    float weight_lanes[kLanes] = {};
+    for (int64_t i = 0; i < kLanes; i++)
+      if (label_lanes[i] >= 0) weight_lanes[i] = all_.weights ? all_.weights[label_lanes[i]] : 1.0f;
+    const Vector along = load(columns_.weights.data() + x, count), weight = load(weight_lanes);
+    const Signs labels = *reinterpret_cast<const Signs*>(label_lanes);
+    Vector most = splat(-std::numeric_limits<float>::infinity()), picked = {};
     for (int64_t k = 0; k < classes_; k++) {
       const Vector value = values_[k].of = splat(side_[k]) + splat(side_[classes_ + k]) * along;
-      most = value > most || value != value ? value : most;
+      most = value <= most ? most : value;  // NaN stays
+      picked = labels == int32_t(k) ? value : picked;
     }
-    float picked[kLanes] = {};
-    for (int64_t i = 0; i < count; i++)
-      if (counts_[i]) picked[i] = values_[labels[i]].of[i];
     Vector sum = {};
     for (int64_t k = 0; k < classes_; k++) sum += values_[k].of = exponential(values_[k].of - most);
     float loss[kLanes];
-    store((logarithm(sum) + most - load(picked)) * load(weight), loss);
-    for (int64_t i = 0; i < count; i++) {
-      const float mine = counts_[i] ? loss[i] : 0.0f;
-      sums[0] += mine;
-      if (all_.losses) all_.losses[at + i] = mine;
+    store(labels >= 0 ? (logarithm(sum) + most - picked) * weight : Vector{}, loss);
+    double total = 0;
+    for (int64_t i = 0; i < count; i++) total += loss[i];
+    sums[0] += total;
+    if (all_.losses) std::copy_n(loss, count, all_.losses + at);
+    if (!all_.gradient) return;
+    const Vector factor = weight / sum, below = splat(down_), above = splat(1 - down_);
+    Lanes* to = sums_.data();
+    for (int64_t k = 0; k < classes_; k++, to += 4) {
+      const Vector whole = values_[k].of * factor - (labels == int32_t(k) ? weight : Vector{});
+      const Vector on_right = whole * along, on_left = whole - on_right;
+      to[0].of += on_left * above, to[1].of += on_right * above;
+      to[2].of += on_left * below, to[3].of += on_right * below;
     }
-    if (all_.gradient) {
-      const Vector factor = load(weight) / sum, right = factor * along, left = factor - right;
-      const Vector below = splat(down_), above = splat(1 - down_);
-      Lanes* to = sums_.data();
-      for (int64_t k = 0; k < classes_; k++, to += 4) {
-        const Vector on_left = values_[k].of * left, on_right = values_[k].of * right;
-        to[0].of += on_left * above, to[1].of += on_right * above;
-        to[2].of += on_left * below, to[3].of += on_right * below;
-      }
-      for (int64_t i = 0; i < count; i++)
-        if (counts_[i]) {
-          float* one = ones_.data() + 4 * labels[i];
-          const float on_right = weight[i] * along_lanes[i], on_left = weight[i] - on_right;
-          one[0] += on_left * (1 - down_), one[1] += on_right * (1 - down_);
-          one[2] += on_left * down_, one[3] += on_right * down_;
-        }
-    }
-    std::fill_n(counts_, count, false);
   }
 
   void leave(int64_t left, int64_t right) {
     for (int64_t k = 0; k < classes_; k++) {
       float corner[4];
       for (int i = 0; i < 4; i++) {
-        float total = 0;
-        for (int lane = 0; lane < kLanes; lane++) total += sums_[4 * k + i].of[lane];
-        corner[i] = total - ones_[4 * k + i];
+        corner[i] = 0;
+        for (int lane = 0; lane < kLanes; lane++) corner[i] += sums_[4 * k + i].of[lane];
       }
       upper_[left * classes_ + k] += corner[0], upper_[right * classes_ + k] += corner[1];
       lower_[left * classes_ + k] += corner[2], lower_[right * classes_ + k] += corner[3];
@@ -186,8 +175,7 @@ class Cells {
     Vector of;
   };
   std::vector<Lanes> values_, sums_;  // of the classes; of the gradients of the four corners, class by class
-  std::vector<float> corner_, side_, ones_;
-  bool counts_[kLanes] = {};
+  std::vector<float> corner_, side_;
   float down_ = 0;
   float *upper_ = nullptr, *lower_ = nullptr;
 };

@@ -77,6 +77,12 @@ inline Share block_range(int64_t block, int64_t size, int64_t count) {
   return {block * size, std::min((block + 1) * size, count)};
 }
 
+// A thread's share of positions, in whole tiles of a product: in blocks, one thread could have a block more to do.
+inline Share share_of_tiles(int64_t count, int thread, int threads) {
+  const Share mine = share((count + kRows - 1) / kRows, thread, threads);
+  return {mine.first * kRows, std::min(mine.last * kRows, count)};
+}
+
 // Rows of a map that will be read when a product is done, for it to bring near.
 template <class T>
 class Reads {
@@ -166,8 +172,7 @@ void activate(const Map& x, const Affine& affine, int64_t c, int64_t channels, i
 template <class T>
 void pointwise_forward(const Map& x, const Affine& affine, const float* weight, const Map& p, float* mean,
                        float* variance, int threads) {
-  const int64_t count = positions(x), blocks = (count + kBlock - 1) / kBlock;
-  const int64_t chunk = depth_of_chunk(x.c), columns = padded(p.c);
+  const int64_t count = positions(x), chunk = depth_of_chunk(x.c), columns = padded(p.c);
   Layout layout;
   const int64_t a_at = layout.floats(kBlock * chunk), c_at = layout.floats(kBlock * columns);
   Layout common;
@@ -181,10 +186,10 @@ void pointwise_forward(const Map& x, const Affine& affine, const float* weight, 
     float* a = reinterpret_cast<float*>(memory + thread * layout.bytes() + a_at);
     float* c = reinterpret_cast<float*>(memory + thread * layout.bytes() + c_at);
     Reads<T> reads;
-    Share mine = share(blocks, thread, all);
-    for (int64_t b = mine.first; b < mine.last; b++) {
-      const Share range = block_range(b, kBlock, count);
-      const Share next = b + 1 < mine.last ? block_range(b + 1, kBlock, count) : Share{0, 0};
+    const Share mine = share_of_tiles(count, thread, all);
+    for (int64_t first = mine.first; first < mine.last; first += kBlock) {
+      const Share range = {first, std::min(first + kBlock, mine.last)};
+      const Share next = {range.last, std::min(range.last + kBlock, mine.last)};
       const int64_t rows = range.last - range.first;
       for (int64_t k = 0; k < x.c; k += chunk) {
         const int64_t depth = std::min(chunk, x.c - k);
@@ -363,9 +368,9 @@ template <class T>
 void pointwise_backward(const Map& one, const Map* two, const Map& p, const NormGradient& norm, const Map& x,
                         const Affine& before, const float* weight, const Map* dx, bool add,
                         float* dw, const float* mean, const float* inverse, float* plain, float* with, int threads) {
-  const int64_t count = positions(x), blocks = (count + kBlock - 1) / kBlock;
+  const int64_t count = positions(x), tiles = (count + kRows - 1) / kRows;
   const int64_t chunk = depth_of_chunk(x.c), wide = padded(chunk), columns = padded(p.c) + 16, all_depth = padded(x.c);
-  threads = int(std::min<int64_t>(std::max(threads, 1), std::max<int64_t>(blocks, 1)));
+  threads = int(std::min<int64_t>(std::max(threads, 1), std::max<int64_t>(tiles, 1)));
   Layout layout;
   const int64_t g_at = layout.floats(kBlock * columns), x_at = layout.floats(kBlock * wide);
   const int64_t dx_at = layout.floats(kBlock * wide), dw_at = layout.floats(p.c * all_depth);
@@ -386,10 +391,10 @@ void pointwise_backward(const Map& one, const Map* two, const Map& p, const Norm
     float *gx = reinterpret_cast<float*>(own + dx_at), *gw = reinterpret_cast<float*>(own + dw_at);
     float* total = reinterpret_cast<float*>(own + total_at);
     Reads<T> reads_p, reads_x;
-    Share mine = share(blocks, thread, all);
-    for (int64_t b = mine.first; b < mine.last; b++) {
-      const Share range = block_range(b, kBlock, count);
-      const Share next = b + 1 < mine.last ? block_range(b + 1, kBlock, count) : Share{0, 0};
+    const Share mine = share_of_tiles(count, thread, all);
+    for (int64_t first = mine.first; first < mine.last; first += kBlock) {
+      const Share range = {first, std::min(first + kBlock, mine.last)};
+      const Share next = {range.last, std::min(range.last + kBlock, mine.last)};
       const int64_t rows = range.last - range.first;
       for (int64_t i = 0; i < rows; i++) {
         const T* at = row<T>(p, range.first + i);
@@ -443,12 +448,12 @@ void pointwise_backward(const Map& one, const Map* two, const Map& p, const Norm
   if (mean) GradientSums::write(sums, plain, with);
   if (!dw) return;
   for (int64_t f = 0; f < p.c; f++)
-    for (int64_t k = 0; k < x.c; k++) {
-      float total = 0;
+    each_vector(x.c, [&](int64_t k, auto lanes) {
+      Vector total = {};
       for (int t = 0; t < threads; t++)
-        if (begun[t]) total += reinterpret_cast<float*>(memory + t * layout.bytes() + dw_at)[f * all_depth + k];
-      dw[f * x.c + k] = total;
-    }
+        if (begun[t]) total += lanes.load(reinterpret_cast<float*>(memory + t * layout.bytes() + dw_at) + f * all_depth + k);
+      lanes.store(total, dw + f * x.c + k);
+    });
 }
 
 // dx (+)= gradient of a depthwise convolution's input, dw [taps, c] of its weight; either may be null.
