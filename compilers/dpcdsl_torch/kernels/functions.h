@@ -9,8 +9,7 @@ inline Words as_words(Vector value) { return reinterpret_cast<Words&>(value); }
 
 // exp of what is at most some 80. Below -87, where it would be no normal number, it is that of -87; NaN stays.
 inline Vector exponential(Vector x) {
-  const Vector least = splat(-87.0f);
-  x = x < least ? least : x;
+  x = larger(splat(-87.0f), x);
   const Vector scaled = x * 1.44269504088896341f + 12582912.0f;  // its whole part, in the last bits
   const Vector whole = scaled - 12582912.0f;
   const Vector rest = (x - whole * 0.693359375f) - whole * -2.12194440e-4f;

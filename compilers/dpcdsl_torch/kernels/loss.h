@@ -134,7 +134,7 @@ class Cells {
     Vector most = splat(-std::numeric_limits<float>::infinity()), picked = {};
     for (int64_t k = 0; k < classes_; k++) {
       const Vector value = values_[k].of = splat(side_[k]) + splat(side_[classes_ + k]) * along;
-      most = value <= most ? most : value;  // NaN stays
+      most = larger(most, value);
       picked = labels == int32_t(k) ? value : picked;
     }
     Vector sum = {};

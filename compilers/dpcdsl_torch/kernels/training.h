@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "evaluation.h"
+#include "turn.h"
 
 namespace dpc {
 
@@ -97,18 +98,19 @@ class Reads {
   const char* rows_[kBlock];
 };
 
-// B of a product, [depth, columns], from where its element (k, j) is at k * row + j * column, into panels.
-inline void pack(const float* from, int64_t row, int64_t column, int64_t depth, int64_t columns, float* to,
-                 int threads) {
-  const int64_t panels = padded(columns) / kTile;
+// B of a product, [depth, columns] or turned, [columns, depth], into panels; what is beyond the columns is 0.
+inline void pack(const float* from, bool turned, int64_t depth, int64_t columns, float* to, int threads) {
   in_threads(threads, [&](int thread, int all) {
-    Share mine = share(panels, thread, all);
-    for (int64_t p = mine.first; p < mine.last; p++)
-      for (int64_t k = 0; k < depth; k++)
-        for (int64_t j = 0; j < kTile; j++) {
-          const int64_t c = p * kTile + j;
-          to[(p * depth + k) * kTile + j] = c < columns ? from[k * row + c * column] : 0.0f;
-        }
+    const Share mine = share(padded(columns) / kTile, thread, all);
+    for (int64_t p = mine.first; p < mine.last; p++) {
+      const int64_t first = p * kTile, width = std::min(kTile, columns - first);
+      float* panel = to + first * depth;
+      if (width < kTile) std::fill_n(panel, depth * kTile, 0.0f);
+      if (turned)
+        turn(from + first * depth, depth, width, depth, panel, kTile);
+      else
+        for (int64_t k = 0; k < depth; k++) std::copy_n(from + k * columns + first, width, panel + k * kTile);
+    }
   });
 }
 
@@ -180,7 +182,7 @@ void pointwise_forward(const Map& x, const Affine& affine, const float* weight, 
   char* memory = static_cast<char*>(scratch(common.bytes() + layout.bytes() * std::max(threads, 1)));
   float* packed = reinterpret_cast<float*>(memory);
   memory += common.bytes();
-  pack(weight, 1, x.c, x.c, p.c, packed, threads);
+  pack(weight, true, x.c, p.c, packed, threads);
   std::vector<Moments> moments(mean ? std::max(threads, 1) : 0, Moments(p.c));
   in_threads(threads, [&](int thread, int all) {
     float* a = reinterpret_cast<float*>(memory + thread * layout.bytes() + a_at);
@@ -380,7 +382,7 @@ void pointwise_backward(const Map& one, const Map* two, const Map& p, const Norm
   char* memory = static_cast<char*>(scratch(common.bytes() + layout.bytes() * threads));
   float* packed = reinterpret_cast<float*>(memory);
   memory += common.bytes();
-  if (dx) pack(weight, x.c, 1, p.c, x.c, packed, threads);
+  if (dx) pack(weight, false, p.c, x.c, packed, threads);
   const Incoming<T> incoming{&one, two};
   const Vector lowest = splat(norm.affine.floor), lowest_before = splat(before.floor);
   std::vector<GradientSums> sums(mean ? threads : 0, GradientSums(x.c));

@@ -95,8 +95,19 @@ inline void settle() {
 #endif
 }
 
+// a where it is larger, else b: one instruction, which a compiler does not see in a comparison of vectors.
+inline Vector larger(Vector a, Vector b) {
+#if defined(__AVX512F__)
+  return (Vector)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX__)
+  return (Vector)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
 // max(value, floor) that keeps NaN. A floor of minus infinity is no ReLU.
-inline Vector clamp(Vector value, Vector floor) { return value < floor ? floor : value; }
+inline Vector clamp(Vector value, Vector floor) { return larger(floor, value); }
 inline float clamp(float value, float floor) { return value < floor ? floor : value; }
 
 // The gradient where the ReLU let its value through, as torch has it: value > 0, or NaN.
