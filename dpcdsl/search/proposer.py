@@ -46,8 +46,7 @@ class Proposer:
         self.seed, self.asker, self.askers = seed, asker, askers
         self._own = 0  # proposals of this asker
         self._taken: set[bytes] = set()
-        self._finished: set[int] = set()
-        self._known: set[int] = set()
+        self._states = bytearray()  # by number: 1 where a trial is known, 2 where it has finished
         self._place = 0
 
     def tell(self, trial: Trial) -> None:
@@ -55,14 +54,16 @@ class Proposer:
 
         Raises :class:`DpcError` (DPC071) for a rank that is not in the space.
         """
-        if trial.number not in self._known:
-            self._known.add(trial.number)
+        if trial.number >= len(self._states):
+            self._states.extend(bytes(trial.number + 1 - len(self._states)))
+        state = self._states[trial.number]
+        if not state:
             self._own += trial.asker == self.asker
             if trial.rank is not None:
                 self._taken.add(class_key(self.genes.cells.unrank(trial.rank)))
-        if trial.finished and trial.number not in self._finished:
-            self._finished.add(trial.number)
+        if trial.finished and state < 2:
             self.search.learn(trial)
+        self._states[trial.number] = 2 if trial.finished else 1
 
     def knows(self, cell: Cell) -> bool:
         """Whether a trial of this cell, or of one that differs in the order of its branches, has been told."""

@@ -1,0 +1,83 @@
+"""What a search maximizes: a callable that is given a cell and returns a number."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from dpcdsl.cell import Cell
+from dpcdsl.errors import DpcError, shown
+
+__all__ = ["Attempt", "Objective", "identity_of", "load_objective"]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What an objective is told beside the cell. seed: the study's, the same for all cells."""
+
+    number: int
+    seed: int
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def note(self, name: str, value: Any) -> None:
+        """Keeps a JSON value with the trial."""
+        self.notes[name] = value
+
+
+#: The larger the better. It may have an ``identity``: JSON values that say what it computes, with which a study that was
+#: begun with it goes on with nothing else; by default it is where the callable is defined. An exception makes the
+#: trial a failure; the search goes on.
+Objective: TypeAlias = Callable[[Cell, Attempt], float]
+
+
+def identity_of(objective: Objective) -> dict[str, Any]:
+    """What a study keeps of its objective."""
+    given = getattr(objective, "identity", None)
+    if isinstance(given, dict):
+        return given
+    at = objective if hasattr(objective, "__qualname__") else type(objective)
+    return {"objective": f"{at.__module__}:{at.__qualname__}"}
+
+
+def load_objective(reference: str) -> Objective:
+    """``module:function``, or ``file.py:function``, imported.
+
+    Raises :class:`DpcError` (DPC060) if that fails, (DPC062) if it is not a callable.
+    """
+    module, _, name = reference.rpartition(":")
+    if not module or not name:
+        raise DpcError.of(
+            "DPC062",
+            f"{shown(reference)} is not an objective",
+            hint="write `proxy`, or `module:function`, or `file.py:function`",
+        )
+    try:
+        found = getattr(_imported(module), name, None)
+    except DpcError:
+        raise
+    except Exception as error:
+        raise DpcError.of("DPC060", f"{module} cannot be imported: {type(error).__name__}: {error}") from None
+    if not callable(found):
+        raise DpcError.of("DPC062", f"{module} has no function {name}")
+    return found  # type: ignore[no-any-return]
+
+
+def _imported(module: str) -> Any:
+    if not module.endswith(".py"):
+        if (here := str(Path.cwd())) not in sys.path:
+            sys.path.insert(0, here)
+        return importlib.import_module(module)
+    path = Path(module).resolve()
+    if not path.is_file():
+        raise DpcError.of("DPC060", "there is no such file", place=module)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    found = sys.modules.setdefault(spec.name, importlib.util.module_from_spec(spec))
+    spec.loader.exec_module(found)
+    return found

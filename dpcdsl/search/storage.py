@@ -1,0 +1,161 @@
+"""Where a study is kept: a SQLite file, or any database of Optuna's by its URL. What Optuna has no word for is here.
+
+A worker reads what has changed since it last looked, and keeps nothing of the trials but what it needs: Optuna's own
+reading keeps every trial in the memory of every worker.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any, NamedTuple, TypeVar
+
+import optuna
+import sqlalchemy
+from optuna.exceptions import StorageInternalError
+from optuna.storages import RDBStorage
+from optuna.storages._rdb import models
+from optuna.trial import TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
+from dpcdsl.errors import DpcError
+from dpcdsl.search.records import ATTRIBUTE, Record
+
+__all__ = ["Pulse", "Seen", "changes", "open_storage", "patiently", "stale"]
+
+T = TypeVar("T")
+
+_OUTAGE = 300.0  # seconds that a database may be away
+
+
+def open_storage(where: str) -> RDBStorage:
+    """``where``: a file, or a URL such as ``postgresql+psycopg://user@host/name``.
+
+    Raises :class:`DpcError` (DPC098) if it cannot be opened.
+    """
+    url = where if "://" in where else f"sqlite:///{Path(where).absolute()}"
+    engine: dict[str, Any] = {"pool_pre_ping": True}
+    if url.startswith("sqlite"):
+        engine["connect_args"] = {"timeout": 60}
+        file = Path(url.removeprefix("sqlite:///"))
+        if not file.parent.is_dir():
+            raise DpcError.of("DPC098", f"there is no folder {file.parent}", place=where)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        storage = RDBStorage(url, engine_kwargs=engine)
+        if url.startswith("sqlite"):
+            with storage.engine.connect() as connection:  # readers and a writer do not wait for each other
+                connection.execute(sqlalchemy.text("PRAGMA journal_mode=WAL"))
+    except (SQLAlchemyError, StorageInternalError, ImportError, ValueError, RuntimeError) as error:
+        said = str(getattr(error, "orig", None) or error.__cause__ or error).strip().splitlines()
+        raise DpcError.of(
+            "DPC098",
+            f"the study's storage cannot be opened: {said[0] if said else type(error).__name__}",
+            place=where,
+            hint="a file, or a URL of SQLAlchemy's; its driver has to be installed (psycopg for PostgreSQL)",
+        ) from None
+    return storage
+
+
+def patiently(call: Callable[[], T], outage: float = _OUTAGE) -> T:
+    """What ``call`` returns, tried again while the database is away, for ``outage`` seconds at most."""
+    until, pause = time.monotonic() + outage, 0.05
+    while True:
+        try:
+            return call()
+        except (StorageInternalError, SQLAlchemyError) as error:
+            if time.monotonic() > until:
+                said = str(error.__cause__ or error).strip().splitlines()
+                raise DpcError.of("DPC098", f"the study's storage does not answer: {said[0]}") from None
+            time.sleep(pause)
+            pause = min(2 * pause, 5.0)
+
+
+class Seen(NamedTuple):
+    """A trial as it was seen. record: None before it is written, which takes a moment where Optuna has sampled it."""
+
+    id: int
+    number: int
+    state: TrialState
+    record: Record | None
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether its worker has gone, and no one has said why it should not be run again."""
+        return (
+            self.state == TrialState.FAIL
+            and self.record is not None
+            and self.record.failure is None
+            and self.record.withdrawn is None
+        )
+
+
+def changes(storage: RDBStorage, study: int, after: int, unfinished: Iterable[int]) -> list[Seen]:
+    """Trials with an ID above ``after``, and those of ``unfinished``, as they are now, by their numbers."""
+    trial, attribute = models.TrialModel, models.TrialUserAttributeModel
+    query = (
+        sqlalchemy.select(trial.trial_id, trial.number, trial.state, attribute.value_json)
+        .outerjoin(attribute, sqlalchemy.and_(attribute.trial_id == trial.trial_id, attribute.key == ATTRIBUTE))
+        .where(trial.study_id == study)
+        .where(sqlalchemy.or_(trial.trial_id > after, trial.trial_id.in_(list(unfinished))))
+        .order_by(trial.number)
+    )
+    with storage.engine.connect() as connection:
+        return [
+            Seen(row[0], row[1], row[2], None if row[3] is None else Record.model_construct(**json.loads(row[3])))
+            for row in connection.execute(query)
+            if row[1] is not None
+        ]
+
+
+def stale(storage: RDBStorage, study: int, grace: float) -> list[int]:
+    """The IDs of running trials whose worker has not been heard of for ``grace`` seconds of the database's clock.
+
+    A worker that dies before it has ever been heard of would be waited for forever: such a trial is given a first sign
+    of life here, once.
+    """
+    trial, heartbeat = models.TrialModel, models.TrialHeartbeatModel
+    query = (
+        sqlalchemy.select(trial.trial_id, heartbeat.heartbeat, sqlalchemy.func.now())
+        .outerjoin(heartbeat, heartbeat.trial_id == trial.trial_id)
+        .where(trial.study_id == study, trial.state == TrialState.RUNNING)
+    )
+    with storage.engine.connect() as connection:
+        rows = connection.execute(query).all()
+    found = []
+    for trial_id, last, now in rows:
+        if last is None:
+            storage.record_heartbeat(trial_id)
+        elif now.replace(tzinfo=None) - last > timedelta(seconds=grace):
+            found.append(trial_id)
+    return found
+
+
+class Pulse:
+    """Signs of life of a trial while it runs, every ``interval`` seconds; an outage of the database is waited out."""
+
+    def __init__(self, storage: RDBStorage, trial_id: int, interval: float) -> None:
+        self._storage, self._id, self._interval = storage, trial_id, interval
+        self._ended = Event()
+        self._thread = Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                self._storage.record_heartbeat(self._id)
+            except (StorageInternalError, SQLAlchemyError):
+                pass  # the next one may get through
+            if self._ended.wait(self._interval):
+                self._storage.remove_session()
+                return
