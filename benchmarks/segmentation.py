@@ -124,16 +124,15 @@ class Head(nn.Module):
 
 
 def steps() -> dict[str, Step]:
-    """A step of training on given features, by each: forward, backward, and the update."""
+    """A step of training on given features, by each: forward with dropout, backward, and the update."""
     case = Case("top-1", dpcdsl.zoo()["top1"].value, 320, BATCH, CROP, projection=PROJECTION)
     module = eager_cell(case).train()
     labels = logits_and_labels()[1]
+    dropouts: list[nn.Dropout] = []
 
     def trains(cell: nn.Module, layout: torch.memory_format, compiled: bool) -> Step:
         head = Head(cell).to(memory_format=layout)
-        for part in head.modules():
-            if isinstance(part, nn.Dropout):
-                part.p = 0.0  # each would drop other values
+        dropouts.extend(part for part in head.modules() if isinstance(part, nn.Dropout))
         x = torch.randn(case.shape, generator=torch.Generator().manual_seed(1)).contiguous(memory_format=layout)
         optimizer = torch.optim.SGD(head.parameters(), lr=1e-6, momentum=0.9)
         fused = isinstance(cell, CompiledCell)
@@ -158,8 +157,13 @@ def steps() -> dict[str, Step]:
         COMPILE: trains(copy.deepcopy(module), LAST, True),
         OURS: trains(ours(case, module), LAST, False),
     }
+    shares = [part.p for part in dropouts]
+    for part in dropouts:
+        part.p = 0.0  # each would drop other values
     first = {name: float(run()) for name, run in entries.items()}
     assert max(first.values()) - min(first.values()) <= 1e-3, first
+    for part, share in zip(dropouts, shares, strict=True):
+        part.p = share
     return entries
 
 

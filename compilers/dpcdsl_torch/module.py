@@ -16,6 +16,7 @@ from dpcdsl.layers import GridPool, Resize, Size
 from dpcdsl.references import read_cell
 from dpcdsl_torch import build, cuda, native, ops  # noqa: F401 (registers what is called as torch.ops.dpcdsl)
 from dpcdsl_torch.decomposition import decomposed
+from dpcdsl_torch.dropout import dropped
 from dpcdsl_torch.lowering import BatchNorm, layer_names
 from dpcdsl_torch.plan import Plan, evaluation, training_plan
 from dpcdsl_torch.reference import EagerCell, SameConvolution, check_features
@@ -130,9 +131,8 @@ class CompiledCell(nn.Module):
         if self._project is None or self.projection is None or self.dropout is None:
             return x
         project = partial(self._project.run, self) if self._project.fits(self) else self.projection
-        result: Tensor = (
-            project(self.dropout(x)) if self.dropout_place == "before_projection" else self.dropout(project(x))
-        )
+        drop = self.dropout if self.backend == "aten" else partial(dropped, self.dropout)
+        result: Tensor = project(drop(x)) if self.dropout_place == "before_projection" else drop(project(x))
         return result
 
     def concatenate(self, features: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (the name everyone gives it)
 from torch import Tensor
 
+from dpcdsl_torch import memory
 from dpcdsl_torch.build import Native, load
 from dpcdsl_torch.plan import GROUPED_CHANNELS
 from dpcdsl_torch.primitives import Affine, Branch, CrossEntropy, Moments, NormGradient, Projection, Taps
@@ -123,6 +124,7 @@ _ARGUMENTS = {
     "dpc_resize_backward": (_MapP, _MapP, _MapP, c_int),
     "dpc_copy": (_MapP, _MapP),
     "dpc_cross_entropy": (ctypes.POINTER(_CrossEntropy),),
+    "dpc_dropout": (c_void_p, c_void_p, c_int64, c_int, c_int64, c_int64),
 }
 
 
@@ -455,6 +457,17 @@ class NativePrimitives:
         )
         self._call("dpc_cross_entropy", structure)
         return sums
+
+    def dropout(self, x: Tensor, kept: int, seed: int) -> Tensor:
+        """``x`` without what a hash of ``seed`` and of the place in memory drops; ``kept`` of 65536 stay, scaled.
+
+        The result is channels_last, and the places are those of such a map.
+        """
+        x = x.contiguous(memory_format=torch.channels_last)
+        n, c, h, w = x.shape
+        result = memory.empty((n, c, h, w), x.dtype)
+        self._call("dpc_dropout", x, result, x.numel(), x.dtype is torch.float32, kept, seed)
+        return result
 
     def resize_backward(self, gradients: tuple[Tensor, ...], size: tuple[int, int], align_corners: bool) -> Tensor:
         n, c = gradients[0].shape[:2]

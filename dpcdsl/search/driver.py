@@ -99,9 +99,7 @@ def _progress(view: View, trials: int, rate: float) -> SearchProgress:
 class _Crew:
     """The worker processes."""
 
-    def __init__(
-        self, where: str, name: str, objective: Objective, strategy: Any, terms: Terms, workers: int
-    ) -> None:
+    def __init__(self, where: str, name: str, objective: Objective, strategy: Any, terms: Terms, workers: int) -> None:
         self.context = multiprocessing.get_context("spawn")
         self.job = (where, name, objective, strategy)
         self.terms = terms
@@ -152,9 +150,7 @@ class _Crew:
                 process.join()
 
 
-def _main(
-    parent: int, where: str, name: str, objective: Objective, strategy: Any, terms: Terms, reasons: Any
-) -> None:
+def _main(parent: int, where: str, name: str, objective: Objective, strategy: Any, terms: Terms, reasons: Any) -> None:
     """A worker process: it ends with its parent, and in peace when it is told to terminate."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's goes to all; the parent says when to end
     guarded = threading.Lock()

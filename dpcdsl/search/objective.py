@@ -29,9 +29,9 @@ class Attempt:
         self.notes[name] = value
 
 
-#: The larger the better. It may have an ``identity``: JSON values that say what it computes, with which a study that was
-#: begun with it goes on with nothing else; by default it is where the callable is defined. An exception makes the
-#: trial a failure; the search goes on.
+#: The larger the better. It may have an ``identity``: JSON values that say what it computes, and a study that was begun
+#: with it goes on with nothing else; by default it is where the callable is defined. An exception makes the trial a
+#: failure; the search goes on.
 Objective: TypeAlias = Callable[[Cell, Attempt], float]
 
 

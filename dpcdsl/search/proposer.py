@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+
 from dpcdsl.cell import Cell
 from dpcdsl.enumeration import Stream
 from dpcdsl.errors import DpcError, shown

@@ -28,7 +28,7 @@ ATTRIBUTE = "dpcdsl"
 class Record(Value):
     """All that is known of a trial.
 
-    cell, id, fingerprint, canonical: the cell's text, its ID in the study's space, the space's fingerprint, the text that
+    cell, id, fingerprint, canonical: the cell's text, its ID in the study's space, the space's fingerprint, and what
     stands for all orders of its branches; rank, key: its rank among the space's genomes, and a digest of the canonical
     text. asker: whose proposal; None for a user's. first, attempt: a trial whose worker died is run again as another
     trial, and this is the number of the first one, and which attempt. scores: the objective's, and costs where they are
@@ -60,7 +60,7 @@ class Record(Value):
     def of(
         cls, rank: int, genes: Genes, name: str, features: int, size: Size, seed: int, asker: int | None = None
     ) -> Record:
-        """Of a cell that has not been evaluated. name: of the space, in the ID. features, size: of the map, for costs."""
+        """Of a cell not evaluated yet. name: of the space, in the ID. features, size: of the map, for costs."""
         cell: Cell = genes.cells.unrank(rank)
         known = fingerprint(genes.space)
         priced = cost(cell, features, size)

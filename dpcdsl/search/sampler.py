@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -28,7 +29,7 @@ _ASKER = "dpcdsl:asker"
 def suggest_cell(trial: optuna.Trial, space: Space) -> Cell:
     """A cell of ``space``, whatever the study's sampler: an input and an operator for each branch.
 
-    Values that the space's constraints leave out stand for the next cell in order, so every trial has a cell of the space.
+    Values that the space's constraints leave out stand for the next cell in order: every trial has a cell of the space.
     """
     genes = _genes_of(space)
     values = {name: trial.suggest_categorical(name, choices) for name, choices in genes.choices.items()}
@@ -124,10 +125,8 @@ class CellSampler(BaseSampler):
 
 
 def _stop(study: Study) -> None:
-    try:
+    with contextlib.suppress(RuntimeError):  # outside of `optimize`: who asks sees that there is nothing new
         study.stop()
-    except RuntimeError:  # asked outside of `optimize`: who asks sees by the cells that there is nothing new
-        pass
 
 
 _GENES: dict[Space, Genes] = {}

@@ -6,6 +6,7 @@ reading keeps every trial in the memory of every worker.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Iterable
@@ -152,10 +153,8 @@ class Pulse:
 
     def _run(self) -> None:
         while True:
-            try:
+            with contextlib.suppress(StorageInternalError, SQLAlchemyError):  # the next one may get through
                 self._storage.record_heartbeat(self._id)
-            except (StorageInternalError, SQLAlchemyError):
-                pass  # the next one may get through
             if self._ended.wait(self._interval):
                 self._storage.remove_session()
                 return

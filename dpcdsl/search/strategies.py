@@ -32,6 +32,7 @@ class Search(ABC):
         self.genes = genes
         self.cells = genes.cells
 
+    @abstractmethod
     def learn(self, trial: Trial) -> None:
         """A finished trial, whichever way it ended."""
 
@@ -195,8 +196,8 @@ class _PolicyGradient(Search):
             for name, value in self.genes.of(self.cells.unrank(rank)).items():
                 gradient[name] -= advantage * _softmax(self.logits[name])
                 gradient[name][self.genes.choices[name].index(value)] += advantage
-        for name, logits in self.logits.items():
-            logits += self.settings.rate * gradient[name]
+        for name, moves in gradient.items():
+            self.logits[name] += self.settings.rate * moves
 
     def draw(self, stream: Stream) -> int:
         found = {}
@@ -218,6 +219,9 @@ class Exhaustive(Strategy):
 
 
 class _Exhaustive(Search):
+    def learn(self, trial: Trial) -> None:
+        pass
+
     def draw(self, stream: Stream) -> None:
         return None
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import optuna
-from optuna.distributions import CategoricalDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.study import StudyDirection
@@ -82,7 +82,9 @@ class SearchStudy:
         self.storage, self.name, self.id, self.plan = storage, name, study_id, plan
         self.space = parse_space(plan.space)
         self.genes = Genes(self.space)
-        self.distributions = {gene: CategoricalDistribution(values) for gene, values in self.genes.choices.items()}
+        self.distributions: dict[str, BaseDistribution] = {
+            gene: CategoricalDistribution(values) for gene, values in self.genes.choices.items()
+        }
 
     @classmethod
     def begin(cls, where: str, plan: Plan, name: str = "search") -> SearchStudy:
@@ -190,11 +192,11 @@ class SearchStudy:
 
         standings, complete = Standings(), {}
         for seen in self.records():
-            if seen.state == TrialState.COMPLETE and seen.record is not None and seen.record.scores is not None:
-                if seen.record.reused is None:
-                    values = self.plan.larger_is_better(seen.record.scores)
-                    standings.add(Trial(seen.number, seen.record.rank, None, True, values))
-                    complete[seen.record.rank] = seen
+            record = seen.record
+            if seen.state == TrialState.COMPLETE and record and record.scores and record.reused is None:
+                values = self.plan.larger_is_better(record.scores)
+                standings.add(Trial(seen.number, record.rank, None, True, values))
+                complete[record.rank] = seen
         return [complete[rank] for rank in standings.best(count)] if complete else []
 
 
@@ -217,16 +219,16 @@ class View:
         self.best: tuple[float, Seen] | None = None
         self._after = -1
         self._count = 0
-        self._apart: list[int] = []  # numbers of what is not a trial of its own: further attempts, and what is withdrawn
+        self._apart: list[
+            int
+        ] = []  # numbers of what is not a trial of its own: further attempts, and what is withdrawn
         self._first_of_class: dict[str, int] = {}
         self._attempts: dict[tuple[int, int], int] = {}
         self._lost: dict[int, Seen] = {}
 
     def update(self) -> list[Seen]:
         """What has changed since the last time, by number."""
-        changed = patiently(
-            lambda: changes(self.study.storage, self.study.id, self._after, self.unfinished.keys())
-        )
+        changed = patiently(lambda: changes(self.study.storage, self.study.id, self._after, self.unfinished.keys()))
         return [seen for seen in changed if self._take(seen)]
 
     def updated(self) -> View:

@@ -1,4 +1,4 @@
-"""What a searcher knows of the trials before: each of them by the rank of its cell, and how good it is beside others."""
+"""What a searcher knows of the trials before: the rank of a trial's cell, and how good it is beside others."""
 
 from __future__ import annotations
 

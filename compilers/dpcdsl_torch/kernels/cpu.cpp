@@ -2,6 +2,7 @@
 //
 // Maps have channels that lie side by side (stride_c 1), unless it says otherwise. Nothing is checked here: the one
 // caller, native.py, has checked shapes, types and strides.
+#include "dropout.h"
 #include "loss.h"
 #include "pooling.h"
 #include "training.h"
@@ -130,6 +131,15 @@ int dpc_resize_backward(const Map* one, const Map* two, const Map* to, int align
 
 int dpc_cross_entropy(const CrossEntropy* all, int threads) {
   return typed(all->logits, [&](auto element) { cross_entropy<decltype(element)>(*all, threads); });
+}
+
+// x and y: `count` values side by side, of x's type; kept: of 65536.
+int dpc_dropout(const void* x, void* y, int64_t count, int is_float32, int64_t kept, int64_t seed, int threads) {
+  const auto run = [&](auto element) {
+    using T = decltype(element);
+    dropout(static_cast<const T*>(x), static_cast<T*>(y), count, uint32_t(kept), uint64_t(seed), threads);
+  };
+  return guarded([&] { is_float32 ? run(float{}) : run(BFloat16{}); });
 }
 
 int dpc_copy(const Map* from, const Map* to, int threads) {
