@@ -12,7 +12,7 @@ from unittest.mock import patch
 
 import pytest
 from hypothesis import HealthCheck, settings
-from support import Dpc, Golden, Outcome
+from support import Dpc, Golden, Outcome, Postgresql
 
 from dpcdsl import operators
 from dpcdsl.cli import main
@@ -49,6 +49,22 @@ def dpc(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
         return Outcome(code if isinstance(code, int) else 0, captured.out, captured.err)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def postgresql_server(needs: Callable[[str], str]) -> Iterator[Postgresql]:
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))  # where Debian has them, off the path
+    server = Postgresql(Path(needs("initdb")).parent if not programs else programs[-1])
+    try:
+        yield server
+    finally:
+        server.remove()
+
+
+@pytest.fixture
+def postgresql(postgresql_server: Postgresql) -> Callable[[], str]:
+    """Makes an empty database, and gives its URL."""
+    return postgresql_server.database
 
 
 @pytest.fixture

@@ -46,6 +46,7 @@ __all__ = [
     "print_json",
     "problems_of",
     "progress",
+    "proxy_options",
     "read_stdin",
     "segmentation",
     "space_argument",
@@ -315,6 +316,28 @@ def preprocessing_of(
     own: dict[str, Any] = timm_preprocessing(backbone) if weights == "timm" else {}
     own |= {name: given for name, given in (("mean", mean), ("std", std)) if given is not None}
     return Preprocessing(**own)
+
+
+def proxy_options(command: F) -> F:
+    """How a candidate is trained on cached features: where those are, and the fields of the proxy's settings."""
+    for option in reversed(
+        [
+            click.option("--train", "trains", default="train", show_default=True, metavar="SPLIT"),
+            click.option("--held-out", default="val", show_default=True, metavar="SPLIT"),
+            click.option("--steps", type=int, default=30_000, show_default=True),
+            click.option("--batch", type=int, default=8, show_default=True),
+            click.option("--rate", type=float, default=0.01, show_default=True, help="At the start; it falls to 0."),
+            click.option("--power", type=float, default=0.9, show_default=True, help="Of the rate's polynomial decay."),
+            click.option("--momentum", type=float, default=0.9, show_default=True),
+            click.option("--weight-decay", type=float, default=4e-5, show_default=True),
+            click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True),
+            click.option("--evaluate-every", type=int, default=3_000, show_default=True, metavar="STEPS"),
+            click.option("--patience", type=int, metavar="N", help="Stop after N evaluations without a better one."),
+            click.option("--pooling", type=click.Choice(["paper", "sliding"]), default="paper", show_default=True),
+        ]
+    ):
+        command = option(command)
+    return command
 
 
 crop_option = click.option(

@@ -20,6 +20,7 @@ from dpcdsl.cli.common import (
     print_json,
     problems_of,
     progress,
+    proxy_options,
     segmentation,
     stepping,
     tracked,
@@ -195,18 +196,7 @@ def verify(folder: Path, weights: str | None, root: str | None, as_json: bool) -
 @click.command("proxy")
 @click.argument("cells", metavar="CELL...", nargs=-1, required=True, shell_complete=names)
 @click.option("--cache", "folder", required=True, metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--train", "trains", default="train", show_default=True, metavar="SPLIT")
-@click.option("--held-out", default="val", show_default=True, metavar="SPLIT")
-@click.option("--steps", type=int, default=30_000, show_default=True)
-@click.option("--batch", type=int, default=8, show_default=True)
-@click.option("--rate", type=float, default=0.01, show_default=True, help="At the start; it falls to 0.")
-@click.option("--power", type=float, default=0.9, show_default=True, help="Of the rate's polynomial decay.")
-@click.option("--momentum", type=float, default=0.9, show_default=True)
-@click.option("--weight-decay", type=float, default=4e-5, show_default=True)
-@click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
-@click.option("--evaluate-every", type=int, default=3_000, show_default=True, metavar="STEPS")
-@click.option("--patience", type=int, metavar="N", help="Stop after N evaluations without a better one.")
-@click.option("--pooling", type=click.Choice(["paper", "sliding"]), default="paper", show_default=True)
+@proxy_options
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--curve", metavar="FILE", type=click.Path(path_type=Path), help="Write the learning curves, as JSON.")
 @device_option

@@ -27,7 +27,14 @@ from dpcdsl.search.strategies import Strategy
 from dpcdsl.search.study import SearchStudy, View
 from dpcdsl.search.trials import Trial
 
-__all__ = ["Terms", "work"]
+__all__ = ["SAMPLERS", "Terms", "work"]
+
+#: Optuna's samplers that a search takes by name, made of a seed. Several at once think of what the others have asked.
+SAMPLERS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
+    "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed, constant_liar=True),
+    "nsga2": lambda seed: optuna.samplers.NSGAIISampler(seed=seed),
+    "gp": lambda seed: optuna.samplers.GPSampler(seed=seed),
+}
 
 
 @dataclass(frozen=True)
@@ -61,8 +68,8 @@ def work(
 ) -> None:
     """Works until all trials have ended, or ``stops`` says so, or no cell is left.
 
-    strategy: where cells come from: a strategy of ours by name or by its settings, or a sampler of Optuna's. guard: is
-    entered while a trial's end is being written.
+    strategy: where cells come from: a strategy of ours by name or by its settings, or a sampler of Optuna's, by its name
+    in :data:`SAMPLERS` or itself. guard: is entered while a trial's end is being written.
 
     Raises :class:`DpcError`: DPC098 if the storage is gone for minutes; DPC099 for a failure that repeats itself.
     KeyboardInterrupt gives up the trial, so that it is run again, and goes on to the caller.
@@ -78,6 +85,8 @@ class _Worker:
         self.view = View(study, terms.attempts)
         self.sampled: optuna.Study | None = None
         self.proposer: Proposer | None = None
+        if isinstance(strategy, str) and strategy in SAMPLERS:
+            strategy = SAMPLERS[strategy](study.plan.seed + terms.asker)
         if isinstance(strategy, optuna.samplers.BaseSampler):
             self.sampled = optuna.load_study(study_name=study.name, storage=study.storage, sampler=strategy)
         else:

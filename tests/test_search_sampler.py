@@ -1,0 +1,130 @@
+"""The sampler in Optuna: Optuna's own tests of samplers, and that the cells are those of our strategies."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from threading import Lock
+from typing import Any
+
+import optuna
+import pytest
+from optuna.samplers import BaseSampler
+from optuna.testing.pytest_samplers import (
+    BasicSamplerTestCase,
+    MultiObjectiveSamplerTestCase,
+    RelativeSamplerTestCase,
+)
+
+import dpcdsl
+from dpcdsl import Cell, Space
+from dpcdsl.search.proposer import Proposer, class_key
+from dpcdsl.search.sampler import CellSampler, suggest_cell
+from dpcdsl.search.trials import Trial
+
+DPC = dpcdsl.read_space("dpc")
+TIGHT = dpcdsl.read_space("dpc where depth <= 2 and params(F=320) <= 0.36M")
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+class _OfCells:
+    @pytest.fixture
+    def sampler(self) -> Callable[[], BaseSampler]:
+        return lambda: CellSampler(DPC, seed=1)
+
+
+class TestBasic(_OfCells, BasicSamplerTestCase):
+    pass
+
+
+class TestRelative(_OfCells, RelativeSamplerTestCase):
+    pass
+
+
+class TestMultiObjective(_OfCells, MultiObjectiveSamplerTestCase):
+    pass
+
+
+def score(cell: Cell) -> float:
+    return float(sum(hash(class_key(cell)[i]) for i in range(4)))
+
+
+@pytest.mark.parametrize("direction", ["maximize", "minimize"])
+@pytest.mark.parametrize("space", [DPC, TIGHT], ids=["dpc", "tight"])
+def test_the_cells_are_the_proposers(space: Space, direction: str) -> None:
+    study = optuna.create_study(direction=direction, sampler=CellSampler(space, seed=4))
+    proposer, seen = Proposer(space, "near-best", seed=4), []
+
+    def objective(trial: optuna.Trial) -> float:
+        cell = suggest_cell(trial, space)
+        seen.append(cell)
+        return score(cell)
+
+    study.optimize(objective, n_trials=40)
+    for number, cell in enumerate(seen):
+        rank = proposer.ask()
+        assert rank is not None
+        assert proposer.genes.cells.unrank(rank) == cell
+        value = score(cell) if direction == "maximize" else -score(cell)
+        proposer.tell(Trial(number, rank, 0, True, (value,)))
+    assert all(cell in space for cell in seen)
+
+
+@pytest.mark.parametrize("jobs", [1, 4])
+def test_threads_ask_for_other_cells(jobs: int) -> None:
+    study = optuna.create_study(sampler=CellSampler(DPC, seed=1))
+    seen, lock = [], Lock()
+
+    def objective(trial: optuna.Trial) -> float:
+        cell = suggest_cell(trial, DPC)
+        with lock:
+            seen.append(class_key(cell))
+        return score(cell)
+
+    study.optimize(objective, n_trials=60, n_jobs=jobs)
+    assert len(set(seen)) == 60
+
+
+def test_askers_ask_for_other_cells_and_go_on_with_the_study() -> None:
+    """In turns on one study; each as if it had been there from the start."""
+    storage = optuna.storages.InMemoryStorage()
+    optuna.create_study(study_name="s", storage=storage)
+    for _ in range(3):
+        for asker in range(2):
+            study = optuna.load_study(study_name="s", storage=storage, sampler=CellSampler(DPC, asker=asker, askers=2))
+            study.optimize(lambda trial: score(suggest_cell(trial, DPC)), n_trials=8)
+    keys = [class_key(suggest_cell(optuna.trial.FixedTrial(trial.params), DPC)) for trial in study.trials]  # type: ignore[arg-type]
+    assert len(set(keys)) == 48
+
+
+def test_a_space_that_is_empty_of_new_cells_stops_the_study() -> None:
+    space = dpcdsl.read_space("aspp_subsets")
+    study = optuna.create_study(sampler=CellSampler(space))
+    study.optimize(lambda trial: score(suggest_cell(trial, space)), n_trials=100)
+    keys = {class_key(suggest_cell(optuna.trial.FixedTrial(trial.params), space)) for trial in study.trials}  # type: ignore[arg-type]
+    assert len(keys) == 31
+    assert len(study.trials) == 32
+
+
+@pytest.mark.parametrize("sampler", [optuna.samplers.TPESampler, optuna.samplers.NSGAIISampler])
+def test_samplers_of_optuna_keep_to_the_space(sampler: Any) -> None:
+    study = optuna.create_study(sampler=sampler(seed=1))
+    seen = []
+
+    def objective(trial: optuna.Trial) -> float:
+        cell = suggest_cell(trial, TIGHT)
+        seen.append(cell)
+        return score(cell)
+
+    study.optimize(objective, n_trials=30)
+    assert all(cell in TIGHT for cell in seen)
+
+
+def test_it_can_be_pickled() -> None:
+    sampler = CellSampler(DPC, seed=4)
+    study = optuna.create_study(sampler=sampler)
+    study.optimize(lambda trial: score(suggest_cell(trial, DPC)), n_trials=12)
+    again = pickle.loads(pickle.dumps(sampler))
+    asked = [one._proposer.ask() for one in (sampler, again)]
+    assert asked[0] == asked[1]

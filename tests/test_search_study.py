@@ -1,0 +1,539 @@
+"""Studies in real databases: what is kept, what is refused, what is lost and run again, and who dies meanwhile."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+from support import Dpc
+
+import dpcdsl
+from dpcdsl import Cell, DpcError
+from dpcdsl.search.objective import Attempt, identity_of, load_objective
+from dpcdsl.search.records import Record
+from dpcdsl.search.storage import Seen, open_storage, patiently, stale
+from dpcdsl.search.strategies import NearBest
+from dpcdsl.search.study import Plan, SearchStudy, View
+from dpcdsl.search.worker import SAMPLERS, Terms, work
+
+DPC = dpcdsl.read_space("dpc")
+TIGHT = dpcdsl.read_space("dpc where depth <= 2 and params(F=320) <= 0.36M")
+QUICK = Terms(20, interval=0.2, grace=1.0)
+
+
+def score(cell: Cell, _: Attempt) -> float:
+    return sum(len(str(branch.operator)) for branch in cell.branches) / 100
+
+
+def plan(space: dpcdsl.Space = DPC, **others: Any) -> Plan:
+    return Plan.of(space, {"objective": "of the tests"}, "dpc", **{"seed": 3, **others})
+
+
+def begun(where: str, **others: Any) -> SearchStudy:
+    return SearchStudy.begin(where, plan(**others))
+
+
+def ends(study: SearchStudy) -> list[Seen]:
+    """The trials that count: each once, by its last attempt."""
+    lasting = [seen for seen in study.records() if seen.record is not None and seen.record.withdrawn is None]
+    return [seen for seen in lasting if seen.state == TrialState.COMPLETE or (seen.record and seen.record.failure)]
+
+
+def check_once_each(study: SearchStudy, trials: int) -> list[Record]:
+    """Every trial has ended exactly once, nothing is left, and no two are of one class."""
+    records = [seen.record for seen in ends(study) if seen.record is not None]
+    firsts = [seen.number if seen.record.first is None else seen.record.first for seen in ends(study) if seen.record]
+    assert len(records) == trials
+    assert len(set(firsts)) == trials
+    assert len({record.key for record in records}) == trials
+    view = View(study, attempts=1000).updated()
+    assert (view.finished, dict(view.unfinished), view.lost()) == (trials, {}, [])
+    return records
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def where(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return str(tmp_path / "search.db")
+    database: Callable[[], str] = request.getfixturevalue("postgresql")
+    return database()
+
+
+# What is kept
+
+
+def test_a_trial_keeps_all_that_is_known_of_it(where: str) -> None:
+    study = begun(where)
+
+    def noting(cell: Cell, attempt: Attempt) -> float:
+        assert attempt.seed == 3
+        attempt.note("length", len(cell))
+        return score(cell, attempt)
+
+    work(study, noting, "near-best", QUICK)
+    records = check_once_each(study, 20)
+    for record in records:
+        cell = dpcdsl.parse_cell(record.cell)
+        assert dpcdsl.read_cell(record.id) == cell
+        assert record.fingerprint == study.plan.fingerprint
+        assert record.canonical == str(dpcdsl.canonical(cell))
+        assert record.scores == {"score": score(cell, Attempt(0, 0))}
+        assert record.costs == {"params": dpcdsl.cost(cell).params, "madds": dpcdsl.cost(cell).madds}
+        assert record.notes == {"length": 5}
+        assert (record.seed, record.asker, record.attempt, record.failure) == (3, 0, 1, None)
+        assert record.seconds is not None
+        assert record.seconds >= 0
+        assert record.environment is not None
+        assert record.environment["optuna"] == optuna.__version__
+    trials = optuna.load_study(study_name="search", storage=study.storage).trials
+    assert [trial.value for trial in trials] == [record.scores["score"] for record in records if record.scores]
+    assert study.genes.cells.unrank(study.genes.rank(trials[0].params)) == dpcdsl.parse_cell(records[0].cell)
+    best = study.best(3)
+    assert [seen.record.scores["score"] for seen in best if seen.record and seen.record.scores] == sorted(
+        (record.scores["score"] for record in records if record.scores), reverse=True
+    )[:3]
+
+
+def test_it_goes_on_and_proposes_what_it_would_have(where: str, tmp_path: Path) -> None:
+    """In two runs as in one."""
+    study = begun(where)
+    work(study, score, "near-best", Terms(12))
+    work(begun(where), score, "near-best", Terms(30))
+    other = SearchStudy.begin(str(tmp_path / "other.db"), plan())
+    work(other, score, "near-best", Terms(30))
+    assert [record.cell for record in check_once_each(study, 30)] == [r.cell for r in check_once_each(other, 30)]
+
+
+@pytest.mark.parametrize(
+    ("field", "others"),
+    [
+        ("space", {"space": TIGHT}),
+        ("seed", {"seed": 4}),
+        ("minimize", {"minimize": ("madds",)}),
+        ("features", {"features": 32}),
+    ],
+)
+def test_another_plan_is_refused(field: str, others: dict[str, Any], tmp_path: Path) -> None:
+    begun(str(tmp_path / "s.db"))
+    with pytest.raises(DpcError, match=rf"the study search was begun with another {field}: .* \[DPC098\]"):
+        begun(str(tmp_path / "s.db"), **others)
+
+
+def test_another_objective_is_refused(tmp_path: Path) -> None:
+    begun(str(tmp_path / "s.db"))
+    other = Plan.of(DPC, identity_of(score), "dpc", seed=3)
+    with pytest.raises(DpcError, match=r"another objective: \{'objective': 'of the tests'\}, and not"):
+        SearchStudy.begin(str(tmp_path / "s.db"), other)
+
+
+def test_what_is_no_study(tmp_path: Path) -> None:
+    file = tmp_path / "s.db"
+    begun(str(file))
+    with pytest.raises(DpcError, match=r"there is no study other \[DPC098\]\n.*one of: search"):
+        SearchStudy.open(str(file), "other")
+    optuna.create_study(study_name="mine", storage=f"sqlite:///{file}")
+    with pytest.raises(DpcError, match="mine is a study, but no search of cells"):
+        SearchStudy.open(str(file), "mine")
+    for bad in (str(tmp_path / "missing" / "s.db"), "nosuch://x/y", "postgresql+psycopg://127.0.0.1:1/x"):
+        with pytest.raises(DpcError, match=r"\[DPC098\]"):
+            open_storage(bad)
+    file.write_bytes(b"no database, but long enough to be looked at as one" * 99)
+    with pytest.raises(DpcError, match="cannot be opened: file is not a database"):
+        open_storage(str(file))
+
+
+# A user's cells
+
+
+def test_a_users_cells_come_first_and_once(where: str) -> None:
+    study = begun(where)
+    top1, aspp = dpcdsl.read_cell("top1"), dpcdsl.read_cell("aspp")
+    for cell in (top1, aspp, top1, dpcdsl.canonical(top1)):
+        study.enqueue(cell)
+    seen: list[Cell] = []
+
+    def objective(cell: Cell, attempt: Attempt) -> float:
+        seen.append(cell)
+        return score(cell, attempt)
+
+    work(study, objective, "near-best", Terms(5))
+    assert seen[:2] == [top1, aspp]
+    assert [record.asker for record in check_once_each(study, 5)] == [None, None, 0, 0, 0]
+    study.enqueue(aspp)
+    work(study, objective, "near-best", Terms(6))
+    assert len(seen) == 6
+    with pytest.raises(DpcError, match="DPC055"):
+        study.enqueue(dpcdsl.parse_cell("(F, conv1x1, Y1)"))
+
+
+# Failures
+
+
+def test_a_failure_is_kept_with_its_reason_and_blocks_nothing(where: str) -> None:
+    study = begun(where)
+    reasons: list[Callable[[], Any]] = [
+        lambda: 1 / 0,
+        lambda: float("nan"),
+        lambda: (_ for _ in ()).throw(MemoryError("7 GB are not there")),
+        lambda: dpcdsl.parse_cell("(F, conv1x1, Y7)"),
+        lambda: "much",
+    ]
+
+    def objective(cell: Cell, attempt: Attempt) -> Any:
+        return reasons[attempt.number // 2]() if attempt.number % 2 else score(cell, attempt)
+
+    work(study, objective, "near-best", Terms(10))
+    records = check_once_each(study, 10)
+    assert [record.failure for record in records[1::2]] == [
+        "ZeroDivisionError: division by zero",
+        "the score is nan",
+        "MemoryError: 7 GB are not there",
+        "branch 1 is called `Y1`, not `Y7` [DPC013]",
+        "ValueError: could not convert string to float: 'much'",
+    ]
+    assert all(record.failure is None for record in records[::2])
+    assert [seen.state for seen in ends(study)][1::2] == [TrialState.FAIL] * 5
+
+
+def test_failures_alike_stop_the_search_and_the_next_run_tries_again(tmp_path: Path) -> None:
+    study = begun(str(tmp_path / "s.db"))
+
+    def failing(cell: Cell, attempt: Attempt) -> float:
+        if attempt.number >= 3:
+            raise ValueError(f"no data at {attempt.number}")
+        return score(cell, attempt)
+
+    with pytest.raises(DpcError, match=r"the last 5 trials failed alike: ValueError: no data at 7 \[DPC099\]"):
+        work(study, failing, "near-best", Terms(50))
+    check_once_each(study, 8)
+    work(study, score, "near-best", Terms(10, since=8))
+    check_once_each(study, 10)
+
+
+# Several scores, and others' samplers
+
+
+def test_costs_beside_the_score(tmp_path: Path) -> None:
+    study = begun(str(tmp_path / "s.db"), minimize=("madds",))
+    work(study, score, NearBest(best=6), Terms(60))
+    records = check_once_each(study, 60)
+    points = [(record.scores["score"], -record.scores["madds"]) for record in records if record.scores]
+    front = {p for p in points if not any(q != p and q[0] >= p[0] and q[1] >= p[1] for q in points)}
+    best = [seen.record.scores for seen in study.best(len(front)) if seen.record]
+    assert {(one["score"], -one["madds"]) for one in best if one} == front
+    loaded = optuna.load_study(study_name="search", storage=study.storage)
+    assert {trial.number for trial in loaded.best_trials} <= {seen.number for seen in study.best(len(front) + 5)}
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_samplers_of_optuna(sampler: str, tmp_path: Path) -> None:
+    """In the space, whatever its constraints; a cell that comes again has the scores that it had."""
+    small = dpcdsl.parse_space("2 * (any, conv1x1 | avgpool grid {1, 2}, _) require depth <= 1")
+    for space, trials in ((TIGHT, 14), (small, 25)):
+        study = SearchStudy.begin(str(tmp_path / f"{trials}.db"), plan(space))
+        evaluated: Counter[str] = Counter()
+
+        def objective(cell: Cell, attempt: Attempt, evaluated: Counter[str] = evaluated) -> float:
+            evaluated[str(dpcdsl.canonical(cell))] += 1
+            return score(cell, attempt)
+
+        work(study, objective, sampler, Terms(trials))
+        records = [seen.record for seen in ends(study) if seen.record is not None]
+        assert len(records) == trials
+        assert all(dpcdsl.parse_cell(record.cell) in space for record in records)
+        assert set(evaluated.values()) == {1}
+        for record in records:
+            if record.reused is not None:
+                assert record.scores == records[record.reused].scores
+        assert any(record.reused is not None for record in records) == (space is small)
+
+
+# What is lost
+
+
+def lost(study: SearchStudy, rank: int) -> None:
+    """As a worker leaves it that dies before it was ever heard of."""
+    study.add(study.record_of(rank, 0), TrialState.RUNNING)
+
+
+def test_a_lost_trial_is_run_again_and_counts_once(where: str) -> None:
+    study = begun(where)
+    for rank in (5, 10**9, 10**10):
+        lost(study, rank)
+    began = time.monotonic()
+    work(study, score, "near-best", Terms(8, interval=0.2, grace=1.0))
+    assert time.monotonic() - began > 1
+    records = check_once_each(study, 8)
+    again = [record for record in records if record.attempt == 2]
+    assert {record.rank for record in again} == {5, 10**9, 10**10}
+    assert {record.first for record in again} == {0, 1, 2}
+
+
+def test_one_that_is_heard_of_is_not_lost(where: str) -> None:
+    study = begun(where)
+    lost(study, 5)
+    (trial,) = study.records()
+    for _ in range(6):
+        study.storage.record_heartbeat(trial.id)
+        assert stale(study.storage, study.id, 1.5) == []
+        time.sleep(0.4)
+    time.sleep(2.7)
+    assert stale(study.storage, study.id, 1.5) == [trial.id]
+
+
+def test_a_late_result_is_refused(where: str) -> None:
+    study = begun(where)
+    lost(study, 5)
+    (trial,) = study.records()
+    assert trial.record is not None
+    assert study.give_up(trial.id)
+    assert not study.give_up(trial.id)
+    assert not study.finish(trial.id, trial.record.but(scores={"score": 1.0}))
+    work(study, score, "near-best", Terms(1))
+    (record,) = check_once_each(study, 1)
+    assert record.scores != {"score": 1.0}
+    (last,) = ends(study)
+    done = last.record
+    assert done is not None
+    assert study.finish(last.id, done)  # the same once more, as when an answer was lost
+
+
+def test_who_sees_a_lost_trial_at_once_runs_it_once(where: str) -> None:
+    study = begun(where)
+    lost(study, 5)
+    (trial,) = study.records()
+    assert trial.record is not None
+    study.give_up(trial.id)
+    for _ in range(3):
+        study.add(trial.record.but(first=0, attempt=2), TrialState.WAITING)
+    work(study, score, "near-best", Terms(1))
+    check_once_each(study, 1)
+    withdrawn = [seen.record.withdrawn for seen in study.records() if seen.record and seen.record.withdrawn]
+    assert withdrawn == ["another one runs it again"] * 2
+
+
+def test_a_trial_whose_workers_die_again_and_again_is_a_failure(where: str) -> None:
+    study = begun(where)
+    record = study.record_of(5, 0)
+    study.add(record, TrialState.RUNNING)
+    for attempt in (2, 3):
+        study.give_up(list(study.records())[-1].id)
+        study.add(record.but(first=0, attempt=attempt), TrialState.RUNNING)
+    study.give_up(list(study.records())[-1].id)
+    work(study, score, "near-best", Terms(3, attempts=3))
+    view = View(study, attempts=3).updated()
+    assert (view.finished, view.complete, dict(view.failures)) == (3, 2, {"its worker died 3 times": 1})
+
+
+def test_a_proposal_that_another_has_made_before_is_withdrawn(where: str) -> None:
+    """As when two crews are at work on one study."""
+    study = begun(where)
+    first = View(study)
+    work(study, score, "near-best", Terms(1))
+    (before,) = ends(study)
+    assert before.record is not None
+    study.add(before.record.but(scores=None), TrialState.WAITING)
+    work(study, score, "near-best", Terms(2))
+    check_once_each(study, 2)
+    assert [one.record.withdrawn for one in first.update() if one.record and one.record.withdrawn] == [
+        "its cell is that of trial 0"
+    ]
+
+
+def test_there_are_never_more_than_enough(where: str) -> None:
+    study = begun(where)
+    for rank in range(4):
+        study.add(study.record_of(rank * 10**8), TrialState.WAITING)
+    work(study, score, "near-best", Terms(2))
+    check_once_each(study, 2)
+
+
+# Whole searches, by processes that are killed
+
+
+OBJECTIVE = """
+import os, time
+
+def score(cell, attempt):
+    time.sleep(float(os.environ.get("PAUSE", "0")))
+    with open(os.environ["LOG"], "a") as log:
+        log.write(f"{attempt.number} {cell}\\n")
+    return sum(len(str(branch.operator)) for branch in cell.branches) / 100
+"""
+
+
+class Run:
+    """`dpc search` in a process of its own."""
+
+    def __init__(self, folder: Path, where: str, *options: str, pause: float = 0.0) -> None:
+        (folder / "objective.py").write_text(OBJECTIVE)
+        environment = {**os.environ, "PAUSE": str(pause), "LOG": str(folder / "log")}
+        command = [sys.executable, "-m", "dpcdsl.cli", "search", "dpc", "--objective", "objective.py:score"]
+        self.process = subprocess.Popen(
+            [*command, "--storage", where, "--grace", "1.5", *options],
+            cwd=folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def workers(self) -> list[int]:
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        try:
+            found = [int(one) for one in children.read_text().split()]
+            return [one for one in found if b"spawn_main" in Path(f"/proc/{one}/cmdline").read_bytes()]
+        except OSError:
+            return []
+
+    def ended(self) -> tuple[int, str, str]:
+        out, err = self.process.communicate(timeout=240)
+        return self.process.returncode, out, err
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if found := condition():
+            return found
+        time.sleep(0.05)
+    raise AssertionError("it did not come about")
+
+
+def test_workers_share_a_study(where: str, tmp_path: Path) -> None:
+    code, out, err = Run(tmp_path, where, "--trials", "60", "--workers", "3").ended()
+    assert (code, err) == (0, "")
+    study = SearchStudy.open(where)
+    records = check_once_each(study, 60)
+    assert len({record.asker for record in records}) == 3
+    assert len((tmp_path / "log").read_text().splitlines()) == 60
+    best = study.best(1)[0].record
+    assert best is not None
+    assert best.cell in out.splitlines()[2]
+
+
+def logged(folder: Path) -> int:
+    return len((folder / "log").read_text().splitlines()) if (folder / "log").exists() else 0
+
+
+def killed(where: str, folder: Path, trials: int, of_workers: int, of_drivers: int, seed: int) -> None:
+    """Workers and drivers, at random moments; what ends is every trial, once."""
+    moments, hits, drivers = random.Random(seed), 0, 0
+    options = ("--trials", str(trials), "--workers", "3")
+    run = Run(folder, where, *options, pause=0.1)
+    while hits < of_workers or drivers < of_drivers:
+        time.sleep(moments.uniform(0.2, 1.0))
+        assert run.process.poll() is None, f"it ended before it was killed: {run.ended()}"
+        workers = run.workers()
+        if hits < of_workers and workers and (drivers == of_drivers or moments.random() < 0.8):
+            os.kill(moments.choice(workers), signal.SIGKILL)
+            hits += 1
+        elif drivers < of_drivers and logged(folder):
+            run.process.kill()
+            run.ended()
+            drivers += 1
+            run = Run(folder, where, *options, pause=0.1)
+    code, _, err = run.ended()
+    assert code == 0, err
+    check_once_each(SearchStudy.open(where), trials)
+
+
+def test_killed_workers_and_a_killed_driver_lose_nothing(where: str, tmp_path: Path) -> None:
+    killed(where, tmp_path, trials=60, of_workers=2, of_drivers=1, seed=1)
+
+
+def test_an_interrupt_ends_cleanly_and_the_same_command_goes_on(where: str, tmp_path: Path) -> None:
+    run = Run(tmp_path, where, "--trials", "12", "--workers", "2", pause=0.5)
+    wait_for(lambda: logged(tmp_path) >= 2)
+    run.process.send_signal(signal.SIGINT)
+    code, _, err = run.ended()
+    assert code == 130
+    assert err.splitlines()[-1] == "interrupted"
+    view = View(SearchStudy.open(where)).updated()
+    assert not view.unfinished
+    assert view.lost()
+    assert Run(tmp_path, where, "--trials", "12", "--workers", "2").ended()[0] == 0
+    check_once_each(SearchStudy.open(where), 12)
+
+
+def test_workers_that_cannot_start_are_told_of(tmp_path: Path) -> None:
+    (tmp_path / "dies.py").write_text("import os\ndef score(cell, attempt):\n    os._exit(7)\n")
+    command = [sys.executable, "-m", "dpcdsl.cli", "search", "dpc", "--objective", "dies.py:score", "--trials", "9"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-2:] == [
+        "error: workers die again and again, the last one by exit code 7 [DPC099]",
+        "    help: what they have written is above; often it is memory: fewer --workers",
+    ]
+
+
+# Commands
+
+
+def test_commands(dpc: Dpc, tmp_path: Path) -> None:
+    db = str(tmp_path / "s.db")
+    study = begun(db)
+    work(study, score, "near-best", Terms(9))
+    found = json.loads(dpc("search", "status", "--storage", db, "--json").out)
+    assert {key: found[key] for key in ("finished", "complete", "failed", "running", "waiting")} == {
+        "finished": 9,
+        "complete": 9,
+        "failed": 0,
+        "running": 0,
+        "waiting": 0,
+    }
+    assert "finished   9" in dpc("search", "status", "--storage", db).out
+    rows = json.loads(dpc("search", "best", "-n", "2", "--storage", db, "--json").out)
+    assert [row["score"] for row in rows] == sorted((row["score"] for row in rows), reverse=True)
+    assert len(rows) == 2
+    lines = dpc("search", "best", "-n", "2", "--storage", db).out.splitlines()
+    assert lines[0].split() == ["trial", "score", "params", "madds", "cell"]
+    for kind in ("json", "csv", "parquet"):
+        out = tmp_path / f"all.{kind}"
+        assert dpc("search", "export", "--storage", db, "-o", str(out)).out == f"{out}: 9 trials\n"
+        assert out.stat().st_size > 1000
+    assert len(json.loads((tmp_path / "all.json").read_text())) == 9
+    assert (tmp_path / "all.csv").read_text().count("\n") == 10
+    import pyarrow.parquet
+
+    assert pyarrow.parquet.read_table(tmp_path / "all.parquet").num_rows == 9
+    refused = dpc("search", "export", "--storage", db, "-o", "x.xls")
+    assert (refused.code, "x.xls is no .json, .csv or .parquet" in refused.err) == (1, True)
+
+
+def test_objectives_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "given.py").write_text("def f(cell, attempt):\n    return 1.0\nx = 3\n")
+    (tmp_path / "broken.py").write_text("1 / 0\n")
+    monkeypatch.chdir(tmp_path)
+    assert load_objective("given.py:f")(dpcdsl.read_cell("top1"), Attempt(0, 0)) == 1.0
+    assert identity_of(load_objective("given.py:f")) == {"objective": "given:f"}
+    for wrong, message in [
+        ("f", r"f is not an objective"),
+        ("given.py:g", "given.py has no function g"),
+        ("given.py:x", "given.py has no function x"),
+        ("missing.py:f", "there is no such file"),
+        ("broken.py:f", "broken.py cannot be imported: ZeroDivisionError"),
+        ("no.such.module:f", "no.such.module cannot be imported: ModuleNotFoundError"),
+    ]:
+        with pytest.raises(DpcError, match=message):
+            load_objective(wrong)
+
+
+def test_patience_ends() -> None:
+    def away() -> None:
+        raise optuna.exceptions.StorageInternalError("gone")
+
+    with pytest.raises(DpcError, match=r"the study's storage does not answer: gone \[DPC098\]"):
+        patiently(away, outage=0.2)
