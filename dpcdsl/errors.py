@@ -88,6 +88,8 @@ CODES: dict[str, str] = {
     "DPC095": "a checkpoint cannot be used",
     "DPC096": "training has stopped",
     "DPC097": "a cache of features cannot be used",
+    "DPC098": "a study cannot be used",
+    "DPC099": "a search has stopped",
 }
 
 _WINDOW = 100  # characters of a source line shown around the caret

@@ -144,9 +144,8 @@ def run(
         from dpcdsl.search.worker import Terms
 
     chosen: Any = strategy
-    if given := {
-        key: value for key, value in (("uniform", uniform), ("best", best), ("radius", radius)) if value is not None
-    }:
+    asked: dict[str, Any] = {"uniform": uniform, "best": best, "radius": radius}
+    if given := {key: value for key, value in asked.items() if value is not None}:
         if strategy != "near-best":
             raise DpcError.of("DPC062", f"--{next(iter(given))} is a setting of near-best, not of {strategy}")
         chosen = NearBest(**given)
@@ -156,7 +155,7 @@ def run(
     cells = [cell_of(reference)[1] for reference in first]
     terms = Terms(trials, interval=min(10.0, grace / 3), grace=grace)
     with _watching() as report:
-        study = search(
+        found = search(
             storage,
             plan,
             maximized,
@@ -168,7 +167,8 @@ def run(
             terms=terms,
             report=report,
         )
-    _tell_best(study.best(5), as_json)
+    with found as study:
+        _tell_best(study.best(5), as_json)
 
 
 def _objective(
@@ -246,8 +246,8 @@ def status(storage: str, name: str, as_json: bool) -> None:
     with _searching():
         from dpcdsl.search.study import SearchStudy, View
 
-    study = SearchStudy.open(storage, name)
-    view = View(study).updated()
+    with SearchStudy.open(storage, name) as study:
+        view = View(study).updated()
     states: dict[str, int] = {}
     for seen in view.unfinished.values():
         states[seen.state.name.lower()] = states.get(seen.state.name.lower(), 0) + 1
@@ -281,7 +281,8 @@ def best_command(count: int, storage: str, name: str, as_json: bool) -> None:
     with _searching():
         from dpcdsl.search.study import SearchStudy
 
-    _tell_best(SearchStudy.open(storage, name).best(count), as_json)
+    with SearchStudy.open(storage, name) as study:
+        _tell_best(study.best(count), as_json)
 
 
 def _tell_best(trials: list[Seen], as_json: bool) -> None:
@@ -306,7 +307,8 @@ def export(out: Path, storage: str, name: str) -> None:
     kind = out.suffix.lower()
     if kind not in (".json", ".csv", ".parquet"):
         raise DpcError.of("DPC062", f"{out.name} is no .json, .csv or .parquet")
-    rows = [_row(seen) for seen in SearchStudy.open(storage, name).records()]
+    with SearchStudy.open(storage, name) as study:
+        rows = [_row(seen) for seen in study.records()]
     if kind == ".json":
         write_whole(out, json.dumps(rows, ensure_ascii=False, indent=1) + "\n")
     elif kind == ".csv":

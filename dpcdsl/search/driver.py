@@ -165,14 +165,8 @@ def _main(parent: int, where: str, name: str, objective: Objective, strategy: An
     signal.signal(signal.SIGTERM, terminate)
     _end_with(parent)
     try:
-        work(
-            SearchStudy.open(where, name),
-            objective,
-            strategy,
-            terms,
-            stops=lambda: bool(stopping),
-            guard=lambda: guarded,
-        )
+        with SearchStudy.open(where, name) as study:
+            work(study, objective, strategy, terms, stops=lambda: bool(stopping), guard=lambda: guarded)
     except KeyboardInterrupt:
         sys.exit(0)
     except DpcError as error:

@@ -53,6 +53,7 @@ class CellSampler(BaseSampler):
     def __init__(
         self, space: Space, strategy: Strategy | str = "near-best", *, seed: int = 0, asker: int = 0, askers: int = 1
     ) -> None:
+        self._settings = (space, strategy, seed, asker, askers)
         self._proposer = Proposer(space, strategy, seed=seed, asker=asker, askers=askers)
         self._others = RandomSampler(seed=seed)
         self._distributions = {
@@ -61,11 +62,9 @@ class CellSampler(BaseSampler):
         self._next = 0  # trials below this number have finished, and been told
         self._lock = threading.Lock()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.Lock())
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What it knows is the study's, which it will read anew."""
+        return _sampler, self._settings
 
     def reseed_rng(self) -> None:
         self._others.reseed_rng()
@@ -122,6 +121,10 @@ class CellSampler(BaseSampler):
             return self._proposer.genes.rank(values)
         except DpcError:  # parameters of these names that are someone else's
             return None
+
+
+def _sampler(space: Space, strategy: Strategy | str, seed: int, asker: int, askers: int) -> CellSampler:
+    return CellSampler(space, strategy, seed=seed, asker=asker, askers=askers)
 
 
 def _stop(study: Study) -> None:

@@ -45,7 +45,7 @@ def open_storage(where: str) -> RDBStorage:
         file = Path(url.removeprefix("sqlite:///"))
         if not file.parent.is_dir():
             raise DpcError.of("DPC098", f"there is no folder {file.parent}", place=where)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # what it warns of is told by the study
     try:
         storage = RDBStorage(url, engine_kwargs=engine)
         if url.startswith("sqlite"):

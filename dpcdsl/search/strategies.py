@@ -226,21 +226,6 @@ class _Exhaustive(Search):
         return None
 
 
-#: The ways to search that are built in, by name, with their default settings.
-STRATEGIES: dict[str, Strategy] = {
-    one.name: one for one in (NearBest(), Uniform(), Evolution(), PolicyGradient(), Exhaustive())
-}
-
-
-def strategy_of(strategy: Strategy | str) -> Strategy:
-    """Raises :class:`DpcError` (DPC062) for a name that is not built in."""
-    if isinstance(strategy, str):
-        if strategy not in STRATEGIES:
-            raise DpcError.of("DPC062", f"no strategy is called {shown(strategy)}", hint=f"take {_or(STRATEGIES)}")
-        return STRATEGIES[strategy]
-    return strategy
-
-
 class _Neighbourhoods:
     """Of the cells that neighbours were drawn of last: making one takes longer than drawing from it."""
 
@@ -287,3 +272,18 @@ def _check(holds: bool, name: str, value: object, what: str) -> None:
 def _or(names: object) -> str:
     *first, last = [f'"{name}"' for name in names]  # type: ignore[attr-defined]
     return f"{', '.join(first)} or {last}"
+
+
+#: The ways to search that are built in, by name, with their default settings.
+STRATEGIES: dict[str, Strategy] = {
+    one.name: one for one in (NearBest(), Uniform(), Evolution(), PolicyGradient(), Exhaustive())
+}
+
+
+def strategy_of(strategy: Strategy | str) -> Strategy:
+    """Raises :class:`DpcError` (DPC062) for a name that is not built in."""
+    if isinstance(strategy, str):
+        if strategy not in STRATEGIES:
+            raise DpcError.of("DPC062", f"no strategy is called {shown(strategy)}", hint=f"take {_or(STRATEGIES)}")
+        return STRATEGIES[strategy]
+    return strategy

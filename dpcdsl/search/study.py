@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import bisect
-import json
 import re
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Self
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
@@ -26,7 +25,7 @@ from dpcdsl.search.genes import Genes
 from dpcdsl.search.records import ATTRIBUTE, Record
 from dpcdsl.search.storage import Seen, changes, open_storage, patiently
 from dpcdsl.space import Space
-from dpcdsl.syntax import parse_space
+from dpcdsl.syntax import parse
 from dpcdsl.values import Value
 
 __all__ = ["COSTS", "Plan", "SearchStudy", "View"]
@@ -80,7 +79,7 @@ class SearchStudy:
 
     def __init__(self, storage: RDBStorage, name: str, study_id: int, plan: Plan) -> None:
         self.storage, self.name, self.id, self.plan = storage, name, study_id, plan
-        self.space = parse_space(plan.space)
+        self.space = parse(f"space s {{ {plan.space} }}").space()
         self.genes = Genes(self.space)
         self.distributions: dict[str, BaseDistribution] = {
             gene: CategoricalDistribution(values) for gene, values in self.genes.choices.items()
@@ -93,40 +92,53 @@ class SearchStudy:
         Raises :class:`DpcError` (DPC098) if that one is of another plan, or the storage cannot be used.
         """
         storage = open_storage(where)
-        try:
-            study_id = patiently(lambda: storage.create_new_study(plan.directions, name))
-            patiently(lambda: storage.set_study_user_attr(study_id, ATTRIBUTE, plan.model_dump(mode="json")))
-        except optuna.exceptions.DuplicatedStudyError:
-            study_id = patiently(lambda: storage.get_study_id_from_name(name))
-        there = _plan_of(storage, study_id)
-        if there is None:  # its maker was killed between the two
-            patiently(lambda: storage.set_study_user_attr(study_id, ATTRIBUTE, plan.model_dump(mode="json")))
-            there = plan
-        for field, value in there.model_dump(mode="json").items():
-            if field != "name" and value != (mine := plan.model_dump(mode="json")[field]):
-                raise DpcError.of(
-                    "DPC098",
-                    f"the study {name} was begun with another {field}: {shown(value)}, and not {shown(mine)}",
-                    place=where,
-                    hint="go on with what it was begun with, or give this search another --name",
-                )
-        return cls(storage, name, study_id, there)
+        with _closed_if_refused(storage):
+            try:
+                study_id = patiently(lambda: storage.create_new_study(plan.directions, name))
+            except optuna.exceptions.DuplicatedStudyError:
+                study_id = patiently(lambda: storage.get_study_id_from_name(name))
+            there = _plan_of(storage, study_id)
+            if there is None:  # it is new, or its maker was killed before this
+                patiently(lambda: storage.set_study_user_attr(study_id, ATTRIBUTE, plan.model_dump(mode="json")))
+                there = plan
+            mine = plan.model_dump(mode="json")
+            for field, value in there.model_dump(mode="json").items():
+                if field != "name" and value != mine[field]:
+                    then, now = shown(value), shown(mine[field])
+                    raise DpcError.of(
+                        "DPC098",
+                        f"the study {name} was begun with another {field}: {then}, and not {now}",
+                        place=where,
+                        hint="go on with what it was begun with, or give this search another --name",
+                    )
+            return cls(storage, name, study_id, there)
 
     @classmethod
     def open(cls, where: str, name: str = "search") -> SearchStudy:
         """Raises :class:`DpcError` (DPC098) if there is none."""
         storage = open_storage(where)
-        try:
-            study_id = patiently(lambda: storage.get_study_id_from_name(name))
-        except KeyError:
-            names = ", ".join(study.study_name for study in storage.get_all_studies()) or "there is none"
-            raise DpcError.of(
-                "DPC098", f"there is no study {shown(name)}", place=where, hint=f"--name one of: {names}"
-            ) from None
-        plan = _plan_of(storage, study_id)
-        if plan is None:
-            raise DpcError.of("DPC098", f"{shown(name)} is a study, but no search of cells", place=where)
-        return cls(storage, name, study_id, plan)
+        with _closed_if_refused(storage):
+            try:
+                study_id = patiently(lambda: storage.get_study_id_from_name(name))
+            except KeyError:
+                names = ", ".join(study.study_name for study in storage.get_all_studies()) or "there is none"
+                raise DpcError.of(
+                    "DPC098", f"there is no study {shown(name)}", place=where, hint=f"--name one of: {names}"
+                ) from None
+            plan = _plan_of(storage, study_id)
+            if plan is None:
+                raise DpcError.of("DPC098", f"{shown(name)} is a study, but no search of cells", place=where)
+            return cls(storage, name, study_id, plan)
+
+    def close(self) -> None:
+        """Gives back the connections to the database."""
+        _close(self.storage)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     # Trials
 
@@ -198,12 +210,6 @@ class SearchStudy:
                 standings.add(Trial(seen.number, record.rank, None, True, values))
                 complete[record.rank] = seen
         return [complete[rank] for rank in standings.best(count)] if complete else []
-
-
-@dataclass
-class _Lost:
-    seen: Seen
-    attempt: int
 
 
 class View:
@@ -329,15 +335,20 @@ class View:
         return ends[-1] if len(ends) == times and len(alike) == 1 else None
 
 
+def _close(storage: RDBStorage) -> None:
+    storage.remove_session()
+    storage.engine.dispose()
+
+
+@contextmanager
+def _closed_if_refused(storage: RDBStorage) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        _close(storage)
+        raise
+
+
 def _plan_of(storage: RDBStorage, study_id: int) -> Plan | None:
     given = patiently(lambda: storage.get_study_user_attrs(study_id)).get(ATTRIBUTE)
     return None if given is None else Plan.model_validate(given)
-
-
-def as_json(seen: Iterable[Seen]) -> str:
-    """Trials as JSON, for people and programs to read."""
-    rows = [
-        {"number": one.number, "state": one.state.name.lower(), **(dict(one.record) if one.record else {})}
-        for one in seen
-    ]
-    return json.dumps(rows, ensure_ascii=False, indent=1)

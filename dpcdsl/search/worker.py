@@ -68,8 +68,8 @@ def work(
 ) -> None:
     """Works until all trials have ended, or ``stops`` says so, or no cell is left.
 
-    strategy: where cells come from: a strategy of ours by name or by its settings, or a sampler of Optuna's, by its name
-    in :data:`SAMPLERS` or itself. guard: is entered while a trial's end is being written.
+    strategy: where cells come from: a strategy of ours by name or by its settings, or a sampler of Optuna's, itself or
+    by its name in :data:`SAMPLERS`. guard: is entered while a trial's end is being written.
 
     Raises :class:`DpcError`: DPC098 if the storage is gone for minutes; DPC099 for a failure that repeats itself.
     KeyboardInterrupt gives up the trial, so that it is run again, and goes on to the caller.
