@@ -14,9 +14,10 @@ help:  ## What can be made
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-demo: .venv/installed  ## The main job on real input: a cell from text to a diagram, a cost and a trained model
+demo: .venv/installed  ## The main job on real input: a cell from text to a diagram, a cost, a trained model and a search
 	$(BIN)/python examples/demo.py
 	$(BIN)/python examples/segment.py
+	$(BIN)/python examples/search.py
 
 test: lint types layers tests wheel  ## Everything that must pass
 

@@ -24,6 +24,7 @@ import gpu
 import language
 import products
 import proxy
+import search
 import segmentation
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
@@ -44,6 +45,8 @@ TABLES: dict[str, Callable[[], list[list[str]] | None]] = {
     "context": context.measure,
     "proxy": proxy.costs,
     "views": proxy.views,
+    "searchers": search.searchers,
+    "proposals": search.proposals,
     "gpu": gpu.measure,
 }
 

@@ -14,6 +14,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 SAYS = {
     "demo.py": ["valid, and equal to `top1` of the zoo", "demo/top1.png", "356,160  0.36M", "(1, 256, 65, 129)"],
     "maxpool.py": ["maxpool window 3x5", "ran forward and backward: (2, 512, 33, 33)"],
+    "search.py": ["2 of 418,414,128,120 cells, ASPP first", "2 of 2 cells, the best", "demo/search/cell0.png"],
     "segment.py": ["step 2 of 2: loss", "mean", "demo/street/branches.png", "demo/street/val_00000_overlay.png"],
     "torchvision_aspp.py": [
         "ASPP: 15,535,104 parameters",
@@ -23,7 +24,10 @@ SAYS = {
 }
 
 #: Less than it does by default, where that takes minutes.
-ARGUMENTS = {"segment.py": ["--steps", "2", "--scenes", "8"]}
+ARGUMENTS = {
+    "search.py": ["--steps", "2", "--scenes", "4", "--trials", "2"],
+    "segment.py": ["--steps", "2", "--scenes", "8"],
+}
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import random
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from support import Dpc
 
 import dpcdsl
 from dpcdsl import Cell, DpcError
-from dpcdsl.search.objective import Attempt, identity_of, load_objective
+from dpcdsl.search.objective import Attempt, NamedObjective, identity_of
 from dpcdsl.search.records import Record
 from dpcdsl.search.storage import Seen, open_storage, patiently, stale
 from dpcdsl.search.strategies import NearBest
@@ -30,6 +31,7 @@ from dpcdsl.search.worker import SAMPLERS, Terms, work
 
 DPC = dpcdsl.read_space("dpc")
 TIGHT = dpcdsl.read_space("dpc where depth <= 2 and params(F=320) <= 0.36M")
+DPC_COMMAND = str(Path(sys.executable).with_name("dpc"))
 QUICK = Terms(20, interval=0.2, grace=1.0)
 
 
@@ -163,6 +165,9 @@ def test_what_is_no_study(tmp_path: Path) -> None:
     optuna.create_study(study_name="mine", storage=f"sqlite:///{file}")
     with pytest.raises(DpcError, match="mine is a study, but no search of cells"):
         SearchStudy.open(str(file), "mine")
+    with pytest.raises(DpcError, match=r"there is no such file \[DPC098\]"):
+        SearchStudy.open(str(tmp_path / "new.db"))
+    assert not (tmp_path / "new.db").exists()
     for bad in (str(tmp_path / "missing" / "s.db"), "nosuch://x/y", "postgresql+psycopg://127.0.0.1:1/x"):
         with pytest.raises(DpcError, match=r"\[DPC098\]"):
             open_storage(bad)
@@ -397,7 +402,7 @@ class Run:
     def __init__(self, folder: Path, where: str, *options: str, pause: float = 0.0) -> None:
         (folder / "objective.py").write_text(OBJECTIVE)
         environment = {**os.environ, "PAUSE": str(pause), "LOG": str(folder / "log")}
-        command = [sys.executable, "-m", "dpcdsl.cli", "search", "dpc", "--objective", "objective.py:score"]
+        command = [DPC_COMMAND, "search", "dpc", "--objective", "objective.py:score"]
         self.process = subprocess.Popen(
             [*command, "--storage", where, "--grace", "1.5", *options],
             cwd=folder,
@@ -487,7 +492,7 @@ def test_an_interrupt_ends_cleanly_and_the_same_command_goes_on(where: str, tmp_
 
 def test_workers_that_cannot_start_are_told_of(tmp_path: Path) -> None:
     (tmp_path / "dies.py").write_text("import os\ndef score(cell, attempt):\n    os._exit(7)\n")
-    command = [sys.executable, "-m", "dpcdsl.cli", "search", "dpc", "--objective", "dies.py:score", "--trials", "9"]
+    command = [DPC_COMMAND, "search", "dpc", "--objective", "dies.py:score", "--trials", "9"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-2:] == [
@@ -534,8 +539,12 @@ def test_objectives_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (tmp_path / "given.py").write_text("def f(cell, attempt):\n    return 1.0\nx = 3\n")
     (tmp_path / "broken.py").write_text("1 / 0\n")
     monkeypatch.chdir(tmp_path)
-    assert load_objective("given.py:f")(dpcdsl.read_cell("top1"), Attempt(0, 0)) == 1.0
-    assert identity_of(load_objective("given.py:f")) == {"objective": "given:f"}
+    named = NamedObjective("given.py:f")
+    monkeypatch.chdir("/")
+    again = pickle.loads(pickle.dumps(named))
+    assert again(dpcdsl.read_cell("top1"), Attempt(0, 0)) == 1.0
+    assert identity_of(again) == identity_of(named) == {"objective": "given:f"}
+    monkeypatch.chdir(tmp_path)
     for wrong, message in [
         ("f", r"f is not an objective"),
         ("given.py:g", "given.py has no function g"),
@@ -545,7 +554,7 @@ def test_objectives_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         ("no.such.module:f", "no.such.module cannot be imported: ModuleNotFoundError"),
     ]:
         with pytest.raises(DpcError, match=message):
-            load_objective(wrong)
+            NamedObjective(wrong)
 
 
 def test_patience_ends() -> None:

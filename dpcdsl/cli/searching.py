@@ -175,10 +175,10 @@ def _objective(
     reference: str, cache: Path | None, trains: str, held_out: str, device: str, settings: dict[str, Any]
 ) -> tuple[Objective, dict[str, Any]]:
     """What is maximized, and on which map costs are counted."""
-    from dpcdsl.search.objective import load_objective
+    from dpcdsl.search.objective import NamedObjective
 
     if reference != "proxy":
-        return load_objective(reference), {}
+        return NamedObjective(reference), {}
     if cache is None:
         raise DpcError.of("DPC062", "the proxy needs --cache", hint="keep features with `dpc cache build` first")
     with segmentation():

@@ -7,13 +7,14 @@ import importlib.util
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from dpcdsl.cell import Cell
 from dpcdsl.errors import DpcError, shown
 
-__all__ = ["Attempt", "Objective", "identity_of", "load_objective"]
+__all__ = ["Attempt", "NamedObjective", "Objective", "identity_of"]
 
 
 @dataclass(frozen=True)
@@ -44,27 +45,50 @@ def identity_of(objective: Objective) -> dict[str, Any]:
     return {"objective": f"{at.__module__}:{at.__qualname__}"}
 
 
-def load_objective(reference: str) -> Objective:
-    """``module:function``, or ``file.py:function``, imported.
+@dataclass(frozen=True)
+class NamedObjective:
+    """A callable by its name, ``module:function`` or ``file.py:function``: each process imports it for itself.
 
-    Raises :class:`DpcError` (DPC060) if that fails, (DPC062) if it is not a callable.
+    Raises :class:`DpcError`: DPC060 if that fails, DPC062 if it is not a callable.
     """
-    module, _, name = reference.rpartition(":")
-    if not module or not name:
-        raise DpcError.of(
-            "DPC062",
-            f"{shown(reference)} is not an objective",
-            hint="write `proxy`, or `module:function`, or `file.py:function`",
-        )
-    try:
-        found = getattr(_imported(module), name, None)
-    except DpcError:
-        raise
-    except Exception as error:
-        raise DpcError.of("DPC060", f"{module} cannot be imported: {type(error).__name__}: {error}") from None
-    if not callable(found):
-        raise DpcError.of("DPC062", f"{module} has no function {name}")
-    return found  # type: ignore[no-any-return]
+
+    reference: str
+
+    def __post_init__(self) -> None:
+        module, _, name = self.reference.rpartition(":")
+        if not module or not name:
+            raise DpcError.of(
+                "DPC062",
+                f"{shown(self.reference)} is not an objective",
+                hint="write `proxy`, or `module:function`, or `file.py:function`",
+            )
+        if module.endswith(".py"):  # wherever the process that imports it is
+            object.__setattr__(self, "reference", f"{Path(module).absolute()}:{name}")
+        _ = self.function
+
+    @cached_property
+    def function(self) -> Objective:
+        module, _, name = self.reference.rpartition(":")
+        said = Path(module).name if module.endswith(".py") else shown(module)
+        try:
+            found = getattr(_imported(module), name, None)
+        except DpcError:
+            raise
+        except Exception as error:
+            raise DpcError.of("DPC060", f"{said} cannot be imported: {type(error).__name__}: {error}") from None
+        if not callable(found):
+            raise DpcError.of("DPC062", f"{said} has no function {name}")
+        return found  # type: ignore[no-any-return]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return identity_of(self.function)
+
+    def __call__(self, cell: Cell, attempt: Attempt) -> float:
+        return self.function(cell, attempt)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return NamedObjective, (self.reference,)
 
 
 def _imported(module: str) -> Any:
@@ -72,12 +96,13 @@ def _imported(module: str) -> Any:
         if (here := str(Path.cwd())) not in sys.path:
             sys.path.insert(0, here)
         return importlib.import_module(module)
-    path = Path(module).resolve()
+    path = Path(module)
     if not path.is_file():
         raise DpcError.of("DPC060", "there is no such file", place=module)
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
-    found = sys.modules.setdefault(spec.name, importlib.util.module_from_spec(spec))
+    found = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(spec.name, found)
     spec.loader.exec_module(found)
     return found

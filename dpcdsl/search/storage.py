@@ -33,8 +33,8 @@ T = TypeVar("T")
 _OUTAGE = 300.0  # seconds that a database may be away
 
 
-def open_storage(where: str) -> RDBStorage:
-    """``where``: a file, or a URL such as ``postgresql+psycopg://user@host/name``.
+def open_storage(where: str, new: bool = True) -> RDBStorage:
+    """``where``: a file, or a URL such as ``postgresql+psycopg://user@host/name``. new: a file need not be there yet.
 
     Raises :class:`DpcError` (DPC098) if it cannot be opened.
     """
@@ -45,6 +45,8 @@ def open_storage(where: str) -> RDBStorage:
         file = Path(url.removeprefix("sqlite:///"))
         if not file.parent.is_dir():
             raise DpcError.of("DPC098", f"there is no folder {file.parent}", place=where)
+        if not new and not file.is_file():
+            raise DpcError.of("DPC098", "there is no such file", place=where, hint="`dpc search SPACE` begins a study")
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # what it warns of is told by the study
     try:
         storage = RDBStorage(url, engine_kwargs=engine)

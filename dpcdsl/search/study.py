@@ -116,7 +116,7 @@ class SearchStudy:
     @classmethod
     def open(cls, where: str, name: str = "search") -> SearchStudy:
         """Raises :class:`DpcError` (DPC098) if there is none."""
-        storage = open_storage(where)
+        storage = open_storage(where, new=False)
         with _closed_if_refused(storage):
             try:
                 study_id = patiently(lambda: storage.get_study_id_from_name(name))

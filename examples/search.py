@@ -1,0 +1,103 @@
+"""A small search, as the paper's: random search near the best so far, scored by the proxy task on cached features.
+
+It begins with the backbone that `segment.py` has trained, or trains one; about three minutes on two cores.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from argparse import ArgumentParser
+from pathlib import Path
+
+import dpcdsl
+from dpcdsl.explain import table
+from dpcdsl.search.driver import SearchProgress, search
+from dpcdsl.search.objective import identity_of
+from dpcdsl.search.study import Plan
+from dpcdsl.segmentation import (
+    STREET,
+    ModelDescription,
+    Preprocessing,
+    ProxySettings,
+    SyntheticSet,
+    TrainingSettings,
+    Views,
+    build_cache,
+    train,
+)
+from dpcdsl.segmentation.objective import ProxyObjective
+
+OUT = Path("demo/search")
+TRAINED = Path("demo/street/top1")  # by segment.py
+CROP = (193, 385)
+
+
+def backbone(description: ModelDescription, scenes: SyntheticSet, steps: int) -> Path:
+    if TRAINED.is_dir():
+        return TRAINED
+    print("The backbone, as a classifier of what is in a scene", flush=True)
+    settings = TrainingSettings(steps=steps, batch=4, rate=0.03, scales=(1.0,), batch_norm_momentum=0.1)
+    train(scenes, description, settings, OUT / "backbone")
+    return OUT / "backbone"
+
+
+class Told:
+    """A line for each trial that has ended."""
+
+    last = 0
+
+    def __call__(self, progress: SearchProgress) -> None:
+        if progress.finished == self.last:
+            return
+        self.last = progress.finished
+        record = progress.best.record if progress.best else None
+        best = f", the best {100 * record.scores['score']:.1f} %" if record and record.scores else ""
+        print(f"  {progress.finished} of {progress.trials} cells{best}", flush=True)
+
+
+def main() -> None:
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--trials", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=150, help="of each cell's training")
+    parser.add_argument("--scenes", type=int, default=120)
+    chosen = parser.parse_args()
+    began = time.monotonic()
+    shutil.rmtree(OUT, ignore_errors=True)
+    OUT.mkdir(parents=True)
+
+    scenes, unseen = SyntheticSet(chosen.scenes, "train", CROP), SyntheticSet(max(1, chosen.scenes // 4), "val", CROP)
+    description = ModelDescription.of(None, "", "test_resnet", STREET, CROP, preprocessing=Preprocessing())
+    weights = backbone(description, scenes, chosen.steps)
+    print(f"Features of {len(scenes)} scenes to train on, and of {len(unseen)} others", flush=True)
+    views = Views(count=2, scales=(0.75, 1.0, 1.25))
+    build_cache(scenes, description, OUT / "train", weights=weights, views=views)
+    held_out = build_cache(unseen, description, OUT / "val", weights=weights, split="val")
+
+    settings = ProxySettings(steps=chosen.steps, batch=4, rate=0.05, evaluate_every=chosen.steps)
+    objective = ProxyObjective(OUT / "train", OUT / "val", settings)
+    space = dpcdsl.read_space("dpc")
+    size = ((CROP[0] - 1) // 16 + 1, (CROP[1] - 1) // 16 + 1)
+    plan = Plan.of(space, identity_of(objective), "dpc", features=held_out.facts.channels, size=size)
+    print(f"\n{chosen.trials} of {dpcdsl.count(space):,} cells, ASPP first", flush=True)
+    first = [dpcdsl.read_cell("aspp")]
+    study = search(str(OUT / "search.db"), plan, objective, trials=chosen.trials, workers=2, first=first, report=Told())
+
+    rows = [["trial", "mIoU %", "parameters", "cell"]]
+    with study:
+        for seen in study.best(3):
+            record = seen.record
+            assert record is not None
+            assert record.scores is not None
+            picture = OUT / f"cell{seen.number}.png"
+            dpcdsl.draw(dpcdsl.parse_cell(record.cell)).save(picture)
+            score, costs = record.scores["score"], record.costs
+            rows.append([str(seen.number), f"{100 * score:.1f}", f"{costs['params']:,}", record.cell])
+    print("\n" + table(rows, right=(0, 1, 2)))
+    print("\n".join(str(path) for path in sorted(OUT.glob("*.png"))))
+    print(f"{OUT / 'search.db'}: go on, or look, with `dpc search`")
+    print(f"{time.monotonic() - began:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
