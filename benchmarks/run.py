@@ -47,6 +47,7 @@ TABLES: dict[str, Callable[[], list[list[str]] | None]] = {
     "views": proxy.views,
     "searchers": search.searchers,
     "proposals": search.proposals,
+    "throughput": search.throughput,
     "gpu": gpu.measure,
 }
 

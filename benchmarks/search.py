@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -13,9 +17,11 @@ import numpy.typing as npt
 import optuna
 
 import dpcdsl
+from dpcdsl.search.objective import Attempt
 from dpcdsl.search.proposer import Proposer
 from dpcdsl.search.sampler import CellSampler, suggest_cell
 from dpcdsl.search.strategies import STRATEGIES
+from dpcdsl.search.study import SearchStudy
 from dpcdsl.search.trials import Trial
 
 SEEDS, FEWER = 100, 20  # the models of TPE and the like take seconds a hundred trials
@@ -202,3 +208,61 @@ def _sampled(study: optuna.Study, table: Table) -> Iterator[float]:
 def _times(seconds: Iterator[float]) -> tuple[str, str]:
     taken = sorted(seconds)[:-1]  # the first reads all that there is
     return f"{1000 * statistics.median(taken):.2f} ms", f"{1000 * taken[int(0.99 * len(taken))]:.1f} ms"
+
+
+def throughput() -> list[list[str]]:
+    """Whole searches of a trivial objective, by processes on a database of this machine."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    from support import Postgresql
+
+    rates = ("trials a second: first thousand", "last thousand")
+    rows = [["database", "workers", "trials", *rates, "memory of a worker: then", "in the end", "classes twice", "bar"]]
+    with tempfile.TemporaryDirectory() as name:
+        rows.append([*_throughput("SQLite", str(Path(name) / "search.db"), 2, 5_000), "≥ 10 a second"])
+    server = Postgresql(max(Path("/usr/lib/postgresql").glob("*/bin")))
+    try:
+        rows.append([*_throughput("PostgreSQL", server.database(), 8, FINISHED), "≥ 20 a second throughout"])
+    finally:
+        server.remove()
+    return rows
+
+
+def trivial(cell: dpcdsl.Cell, _: Attempt) -> float:
+    return float(sum(len(str(branch.operator)) for branch in cell.branches))
+
+
+def _throughput(kind: str, where: str, workers: int, trials: int) -> list[str]:
+    objective = f"{Path(__file__).resolve()}:trivial"
+    options = ("--objective", objective, "--storage", where, "--trials", str(trials), "--workers", str(workers))
+    dpc = Path(sys.executable).with_name("dpc")
+    with subprocess.Popen(
+        [dpc, "search", "dpc", *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as run:
+        sizes = []
+        while run.poll() is None:
+            time.sleep(2)
+            sizes.append(_memory(run.pid, workers))
+    assert run.returncode == 0
+    sizes = [size for size in sizes if size]
+    with SearchStudy.open(where) as study:
+        records = [seen.record for seen in study.records() if seen.record and seen.record.scores]
+        loaded = optuna.load_study(study_name="search", storage=study.storage).get_trials(deepcopy=False)
+    ends = sorted(trial.datetime_complete for trial in loaded if trial.datetime_complete is not None)
+    assert len(records) == trials
+    first, last = ((ends[at + 999] - ends[at]).total_seconds() for at in (0, trials - 1_000))
+    twice = len(records) - len({record.key for record in records})
+    return [
+        *(kind, f"{workers}", f"{trials:,}", f"{999 / first:.0f}", f"{999 / last:.0f}"),
+        *(f"{sizes[min(10, len(sizes) - 1)]:.0f} MB", f"{sizes[-1]:.0f} MB", f"{twice}"),
+    ]
+
+
+def _memory(driver: int, workers: int) -> float:
+    """Megabytes that a worker holds, by the median of them; 0 while not all are there."""
+    found = []
+    with contextlib.suppress(OSError):
+        for child in Path(f"/proc/{driver}/task/{driver}/children").read_text(encoding="ascii").split():
+            if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
+                status = Path(f"/proc/{child}/status").read_text(encoding="ascii")
+                found.append(int(status.split("VmRSS:")[1].split()[0]) / 1e3)
+    return statistics.median(found) if len(found) == workers else 0.0

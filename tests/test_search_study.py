@@ -389,7 +389,7 @@ OBJECTIVE = """
 import os, time
 
 def score(cell, attempt):
-    time.sleep(float(os.environ.get("PAUSE", "0")))
+    time.sleep(float(os.environ["PAUSE"]) if attempt.number >= int(os.environ["FROM"]) else 0)
     with open(os.environ["LOG"], "a") as log:
         log.write(f"{attempt.number} {cell}\\n")
     return sum(len(str(branch.operator)) for branch in cell.branches) / 100
@@ -399,9 +399,9 @@ def score(cell, attempt):
 class Run:
     """`dpc search` in a process of its own."""
 
-    def __init__(self, folder: Path, where: str, *options: str, pause: float = 0.0) -> None:
+    def __init__(self, folder: Path, where: str, *options: str, pause: float = 0.0, since: int = 0) -> None:
         (folder / "objective.py").write_text(OBJECTIVE)
-        environment = {**os.environ, "PAUSE": str(pause), "LOG": str(folder / "log")}
+        environment = {**os.environ, "PAUSE": str(pause), "FROM": str(since), "LOG": str(folder / "log")}
         command = [DPC_COMMAND, "search", "dpc", "--objective", "objective.py:score"]
         self.process = subprocess.Popen(
             [*command, "--storage", where, "--grace", "1.5", *options],
@@ -477,17 +477,19 @@ def test_killed_workers_and_a_killed_driver_lose_nothing(where: str, tmp_path: P
 
 
 def test_an_interrupt_ends_cleanly_and_the_same_command_goes_on(where: str, tmp_path: Path) -> None:
-    run = Run(tmp_path, where, "--trials", "12", "--workers", "2", pause=0.5)
-    wait_for(lambda: logged(tmp_path) >= 2)
+    run = Run(tmp_path, where, "--trials", "12", "--workers", "2", pause=99.0, since=3)
+    wait_for(lambda: logged(tmp_path) == 3)
+    study = opened(where)
+    wait_for(lambda: len(View(study).updated().unfinished) == 2)
     run.process.send_signal(signal.SIGINT)
     code, _, err = run.ended()
     assert code == 130
     assert err.splitlines()[-1] == "interrupted"
-    view = View(opened(where)).updated()
+    view = View(study).updated()
     assert not view.unfinished
-    assert view.lost()
+    assert len(view.lost()) == 2
     assert Run(tmp_path, where, "--trials", "12", "--workers", "2").ended()[0] == 0
-    check_once_each(opened(where), 12)
+    check_once_each(study, 12)
 
 
 def test_workers_that_cannot_start_are_told_of(tmp_path: Path) -> None:
