@@ -18,7 +18,7 @@ from typing import Any
 import optuna
 import pytest
 from optuna.trial import TrialState
-from support import Dpc
+from support import Dpc, Postgresql
 
 import dpcdsl
 from dpcdsl import Cell, DpcError
@@ -421,7 +421,7 @@ class Run:
             return []
 
     def ended(self) -> tuple[int, str, str]:
-        out, err = self.process.communicate(timeout=240)
+        out, err = self.process.communicate(timeout=900)
         return self.process.returncode, out, err
 
 
@@ -450,22 +450,33 @@ def logged(folder: Path) -> int:
     return len((folder / "log").read_text().splitlines()) if (folder / "log").exists() else 0
 
 
-def killed(where: str, folder: Path, trials: int, of_workers: int, of_drivers: int, seed: int) -> None:
-    """Workers and drivers, at random moments; what ends is every trial, once."""
-    moments, hits, drivers = random.Random(seed), 0, 0
+def killed(
+    where: str,
+    folder: Path,
+    trials: int,
+    workers: int,
+    drivers: int,
+    seed: int,
+    restart: Callable[[], None] = lambda: None,
+    restarts: int = 0,
+) -> None:
+    """Workers, drivers and the database, at random moments; what ends is every trial, once."""
+    moments = random.Random(seed)
+    blows = ["worker"] * workers + ["driver"] * drivers + ["database"] * restarts
+    moments.shuffle(blows)
     options = ("--trials", str(trials), "--workers", "3")
     run = Run(folder, where, *options, pause=0.1)
-    while hits < of_workers or drivers < of_drivers:
-        time.sleep(moments.uniform(0.2, 1.0))
-        assert run.process.poll() is None, f"it ended before it was killed: {run.ended()}"
-        workers = run.workers()
-        if hits < of_workers and workers and (drivers == of_drivers or moments.random() < 0.8):
-            os.kill(moments.choice(workers), signal.SIGKILL)
-            hits += 1
-        elif drivers < of_drivers and logged(folder):
+    wait_for(lambda: logged(folder))
+    for blow in blows:
+        time.sleep(moments.uniform(0.2, 2.0))
+        assert run.process.poll() is None, f"it ended before all was over: {run.ended()}"
+        if blow == "worker":
+            os.kill(moments.choice(wait_for(run.workers)), signal.SIGKILL)
+        elif blow == "database":
+            restart()
+        else:
             run.process.kill()
             run.ended()
-            drivers += 1
             run = Run(folder, where, *options, pause=0.1)
     code, _, err = run.ended()
     assert code == 0, err
@@ -473,7 +484,35 @@ def killed(where: str, folder: Path, trials: int, of_workers: int, of_drivers: i
 
 
 def test_killed_workers_and_a_killed_driver_lose_nothing(where: str, tmp_path: Path) -> None:
-    killed(where, tmp_path, trials=60, of_workers=2, of_drivers=1, seed=1)
+    killed(where, tmp_path, trials=60, workers=2, drivers=1, seed=1)
+
+
+def test_the_database_may_go_away_for_a_while(
+    postgresql_server: Postgresql, postgresql: Callable[[], str], tmp_path: Path
+) -> None:
+    def restart() -> None:
+        postgresql_server.stop("immediate")  # as a crash
+        time.sleep(2)
+        postgresql_server.start()
+
+    killed(postgresql(), tmp_path, trials=60, workers=0, drivers=0, seed=1, restart=restart, restarts=1)
+
+
+@pytest.mark.soak
+def test_two_hundred_kills_and_two_restarts_lose_nothing(
+    postgresql_server: Postgresql, postgresql: Callable[[], str], tmp_path: Path
+) -> None:
+    def restart() -> None:
+        postgresql_server.stop("immediate")
+        time.sleep(5)
+        postgresql_server.start()
+
+    killed(postgresql(), tmp_path, trials=4_000, workers=200, drivers=5, seed=2, restart=restart, restarts=2)
+
+
+@pytest.mark.soak
+def test_two_hundred_kills_on_a_file_lose_nothing(tmp_path: Path) -> None:
+    killed(str(tmp_path / "s.db"), tmp_path, trials=4_000, workers=200, drivers=5, seed=3)
 
 
 def test_an_interrupt_ends_cleanly_and_the_same_command_goes_on(where: str, tmp_path: Path) -> None:
