@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -529,6 +530,19 @@ def test_an_interrupt_ends_cleanly_and_the_same_command_goes_on(where: str, tmp_
     assert len(view.lost()) == 2
     assert Run(tmp_path, where, "--trials", "12", "--workers", "2").ended()[0] == 0
     check_once_each(study, 12)
+
+
+def test_failures_alike_stop_all_workers_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "fails.py").write_text("def score(cell, attempt):\n    raise ValueError(f'no data {attempt.number}')\n")
+    command = [DPC_COMMAND, "search", "dpc", "--objective", "fails.py:score", "--trials", "99", "--workers", "2"]
+    for _ in range(2):  # and so does the next run, after as many again
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 1
+        said, hint = done.stderr.splitlines()[-2:]
+        assert re.fullmatch(r"error: the last 5 trials failed alike: ValueError: no data \d+ \[DPC099\]", said)
+        assert hint == "    help: see to that first"
+    view = View(opened(str(tmp_path / "search.db"))).updated()
+    assert 10 <= view.finished <= 16
 
 
 def test_workers_that_cannot_start_are_told_of(tmp_path: Path) -> None:

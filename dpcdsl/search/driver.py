@@ -74,7 +74,7 @@ def search(
         study.enqueue(cell)
     view = View(study).updated()
     given = terms or Terms(trials)
-    terms = replace(given, trials=trials, askers=workers, since=given.since or view.place(1 << 62))
+    terms = replace(given, trials=trials, askers=workers, since=max(given.since, view.count))
     crew = _Crew(where, name, objective, strategy, terms, workers)
     began, before = time.monotonic(), view.finished
     try:

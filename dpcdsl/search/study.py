@@ -223,8 +223,8 @@ class View:
         self.failures: Counter[str] = Counter()
         self.last: deque[tuple[int, str | None]] = deque(maxlen=64)  # the latest ends: number, and failure
         self.best: tuple[float, Seen] | None = None
+        self.count = 0  # all trials, whatever became of them; their numbers are below it
         self._after = -1
-        self._count = 0
         self._apart: list[
             int
         ] = []  # numbers of what is not a trial of its own: further attempts, and what is withdrawn
@@ -248,7 +248,7 @@ class View:
         is_new = seen.id > self._after
         self._after = max(self._after, seen.id)
         if is_new:
-            self._count += 1
+            self.count += 1
         record = seen.record
         if record is not None and (known is None or known.record is None):
             self._meet(seen, record)
@@ -304,7 +304,7 @@ class View:
     @property
     def started(self) -> int:
         """Trials, each once, that count or may do so."""
-        return self._count - len(self._apart)
+        return self.count - len(self._apart)
 
     def place(self, number: int) -> int:
         """How many trials that count, or may do so, have a lower number."""
