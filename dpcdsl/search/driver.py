@@ -27,7 +27,8 @@ from dpcdsl.search.worker import Terms, work
 __all__ = ["SearchProgress", "search"]
 
 _LOOKS = 0.5  # seconds between two looks at the study
-_DEATHS = 3  # of workers in a row, between which no trial has ended, before the search gives up
+_DEATHS = 3  # of each worker in a row, between which no trial has ended, before the search gives up
+_KILLED = 0.1  # of a death counts one by SIGKILL, which someone else has sent
 _PATIENCE = 30.0  # seconds in which a worker has to end when it is asked to
 
 
@@ -106,7 +107,7 @@ class _Crew:
         self.reasons = self.context.SimpleQueue()
         self.processes = [self._started(asker) for asker in range(workers)]
         self.done = [False] * workers
-        self.deaths, self.finished = 0, -1
+        self.deaths, self.finished = 0.0, -1
 
     def _started(self, asker: int) -> Any:
         terms = replace(self.terms, asker=asker)
@@ -128,7 +129,7 @@ class _Crew:
                 continue
             if not self.reasons.empty():
                 raise self.reasons.get()
-            self.deaths += 1
+            self.deaths += _KILLED if process.exitcode == -signal.SIGKILL else 1
             if self.deaths > _DEATHS * len(self.processes):
                 raise DpcError.of(
                     "DPC099",

@@ -79,16 +79,23 @@ class NearBest(Strategy):
         return _NearBest(genes, self)
 
 
-class _NearBest(Search):
-    def __init__(self, genes: Genes, settings: NearBest) -> None:
+class _Standing(Search):
+    """What looks near those that stand well."""
+
+    def __init__(self, genes: Genes) -> None:
         super().__init__(genes)
-        self.settings = settings
         self.standings = Standings()
         self.around = _Neighbourhoods(genes)
 
     def learn(self, trial: Trial) -> None:
         if trial.scores is not None:
             self.standings.add(trial)
+
+
+class _NearBest(_Standing):
+    def __init__(self, genes: Genes, settings: NearBest) -> None:
+        super().__init__(genes)
+        self.settings = settings
 
     def draw(self, stream: Stream) -> int:
         settings = self.settings
@@ -127,16 +134,10 @@ class Evolution(Strategy):
         return _Evolution(genes, self)
 
 
-class _Evolution(Search):
+class _Evolution(_Standing):
     def __init__(self, genes: Genes, settings: Evolution) -> None:
         super().__init__(genes)
         self.settings = settings
-        self.standings = Standings()
-        self.around = _Neighbourhoods(genes)
-
-    def learn(self, trial: Trial) -> None:
-        if trial.scores is not None:
-            self.standings.add(trial)
 
     def draw(self, stream: Stream) -> int:
         if len(self.standings) < self.settings.population:
