@@ -426,7 +426,7 @@ class Run:
         return self.process.returncode, out, err
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
+def wait_for(condition: Callable[[], Any], seconds: float = 180.0) -> Any:
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         if found := condition():
@@ -491,12 +491,22 @@ def test_killed_workers_and_a_killed_driver_lose_nothing(where: str, tmp_path: P
 def test_the_database_may_go_away_for_a_while(
     postgresql_server: Postgresql, postgresql: Callable[[], str], tmp_path: Path
 ) -> None:
+    """And so may a worker, which is begun again while it is away."""
+    runs: list[Run] = []
+
     def restart() -> None:
         postgresql_server.stop("immediate")  # as a crash
-        time.sleep(2)
+        os.kill(wait_for(runs[0].workers)[0], signal.SIGKILL)
+        time.sleep(4)
         postgresql_server.start()
 
-    killed(postgresql(), tmp_path, trials=60, workers=0, drivers=0, seed=1, restart=restart, restarts=1)
+    where = postgresql()
+    runs.append(Run(tmp_path, where, "--trials", "60", "--workers", "3", pause=0.1))
+    wait_for(lambda: logged(tmp_path))
+    restart()
+    code, _, err = runs[0].ended()
+    assert code == 0, err
+    check_once_each(opened(where), 60)
 
 
 @pytest.mark.soak

@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 from dpcdsl.cell import Cell
 from dpcdsl.errors import DpcError
 from dpcdsl.search.objective import Objective
-from dpcdsl.search.storage import Seen
+from dpcdsl.search.storage import OUTAGE, Seen
 from dpcdsl.search.strategies import Strategy
 from dpcdsl.search.study import Plan, SearchStudy, View
 from dpcdsl.search.worker import Terms, work
@@ -166,13 +166,25 @@ def _main(parent: int, where: str, name: str, objective: Objective, strategy: An
     signal.signal(signal.SIGTERM, terminate)
     _end_with(parent)
     try:
-        with SearchStudy.open(where, name) as study:
+        with _opened(where, name) as study:
             work(study, objective, strategy, terms, stops=lambda: bool(stopping), guard=lambda: guarded)
     except KeyboardInterrupt:
         sys.exit(0)
     except DpcError as error:
         reasons.put(error)
         sys.exit(1)
+
+
+def _opened(where: str, name: str) -> SearchStudy:
+    """The study, which is there: if it cannot be opened, the database is away for a while."""
+    until = time.monotonic() + OUTAGE
+    while True:
+        try:
+            return SearchStudy.open(where, name)
+        except DpcError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(1)
 
 
 def _end_with(parent: int) -> None:

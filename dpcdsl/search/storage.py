@@ -26,11 +26,12 @@ from sqlalchemy.exc import SQLAlchemyError
 from dpcdsl.errors import DpcError
 from dpcdsl.search.records import ATTRIBUTE, Record
 
-__all__ = ["Pulse", "Seen", "changes", "open_storage", "patiently", "stale"]
+__all__ = ["OUTAGE", "Pulse", "Seen", "changes", "open_storage", "patiently", "stale"]
 
 T = TypeVar("T")
 
-_OUTAGE = 300.0  # seconds that a database may be away
+#: Seconds that a database may be away.
+OUTAGE = 300.0
 
 
 def open_storage(where: str, new: bool = True) -> RDBStorage:
@@ -64,7 +65,7 @@ def open_storage(where: str, new: bool = True) -> RDBStorage:
     return storage
 
 
-def patiently(call: Callable[[], T], outage: float = _OUTAGE) -> T:
+def patiently(call: Callable[[], T], outage: float = OUTAGE) -> T:
     """What ``call`` returns, tried again while the database is away, for ``outage`` seconds at most."""
     until, pause = time.monotonic() + outage, 0.05
     while True:
