@@ -20,14 +20,14 @@ from dpcdsl.segmentation import proxy_task as proxying
 from dpcdsl.segmentation.cache import FeatureCache, Views
 from dpcdsl.segmentation.caching import build_cache
 from dpcdsl.segmentation.checkpoints import FILE, Checkpoint, read_checkpoint, write_checkpoint
-from dpcdsl.segmentation.datasets import Example
+from dpcdsl.segmentation.datasets import DataSet, Example, open_data
 from dpcdsl.segmentation.description import ModelDescription
 from dpcdsl.segmentation.evaluation import evaluate
 from dpcdsl.segmentation.labels import CITYSCAPES
 from dpcdsl.segmentation.prediction import Predictor
 from dpcdsl.segmentation.processes import Processes
 from dpcdsl.segmentation.proxy_task import ProxySettings, proxy, proxy_many
-from dpcdsl.segmentation.synthetic import STREET, SyntheticSet
+from dpcdsl.segmentation.synthetic import STREET, SyntheticSet, write_synthetic
 from dpcdsl.segmentation.training import TrainingSettings, _Chunks, _Trainer, train
 from dpcdsl.segmentation.transforms import Preprocessing
 
@@ -176,6 +176,7 @@ def _several() -> Iterator[list[str]]:
 SCENES, UNSEEN, SEED = 300, 64, 0
 SCALES = (0.75, 1.0, 1.25, 1.5)
 CELLS = ("top1", "aspp")
+NORM: dict[str, Any] = {"batch_norm_momentum": 0.1}
 TRAINED = ProxySettings(steps=600, batch=8, rate=0.05, evaluate_every=600, seed=SEED)
 
 
@@ -183,11 +184,14 @@ def views() -> list[list[str]]:
     """Scores of cells on features of whole images, of so many crops an image, and of new crops each step, online."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        scenes, unseen = SyntheticSet(SCENES, "train", CROP), SyntheticSet(UNSEEN, "val", CROP)
+        for split, count in (("train", SCENES), ("val", UNSEEN)):  # drawn once, as each is seen many times
+            for _ in write_synthetic(folder / "data", SyntheticSet(count, split, CROP)):
+                pass
+        scenes, unseen = open_data(folder / "data", "train"), open_data(folder / "data", "val")
         described = ModelDescription.of(
             dpcdsl.read_cell("top1"), "top1", "test_resnet", STREET, CROP, preprocessing=Preprocessing()
         )
-        common: dict[str, Any] = {"batch": 4, "rate": 0.03, "batch_norm_momentum": 0.1}
+        common: dict[str, Any] = {"batch": 4, "rate": 0.03, **NORM}
         train(scenes, described.of_backbone(), TrainingSettings(steps=140, scales=(1.0,), **common), folder / "first")
         train(
             scenes,
@@ -207,21 +211,24 @@ def views() -> list[list[str]]:
             scores = [proxy(cell, cache, held_out, TRAINED).score for cell in CELLS]
             rows.append([kind, f"{len(cache):,}", f"{size / 1e6:.0f} MB", *map(_percent, scores)])
             print(" | ".join(rows[-1]), flush=True)
-        online = []
-        for cell in CELLS:
-            settings = TrainingSettings(
-                steps=TRAINED.steps,
-                **common | {"batch": TRAINED.batch, "rate": TRAINED.rate},
-                scales=SCALES,
-                freeze_backbone=True,
-                seed=SEED,
-            )
-            model = held_out.describe(dpcdsl.read_cell(cell))
-            checkpoint = read_checkpoint(train(scenes, model, settings, folder / cell, weights=weights))
-            predictor = Predictor(checkpoint.segmentation_model(), Preprocessing())
-            online.append(evaluate(predictor, unseen, STREET).miou)
+        online = [_online(cell, scenes, unseen, held_out, weights, folder / cell) for cell in CELLS]
         rows.append(["new crops each step, online", "", "", *map(_percent, online)])
     return rows
+
+
+def _online(cell: str, scenes: DataSet, unseen: DataSet, held_out: FeatureCache, weights: Path, out: Path) -> float:
+    settings = TrainingSettings(
+        steps=TRAINED.steps,
+        batch=TRAINED.batch,
+        rate=TRAINED.rate,
+        scales=SCALES,
+        freeze_backbone=True,
+        seed=SEED,
+        **NORM,
+    )
+    model = held_out.describe(dpcdsl.read_cell(cell))
+    checkpoint = read_checkpoint(train(scenes, model, settings, out, weights=weights))
+    return evaluate(Predictor(checkpoint.segmentation_model(), Preprocessing()), unseen, STREET).miou
 
 
 def _percent(score: float) -> str:
