@@ -12,9 +12,7 @@ from pathlib import Path
 
 import dpcdsl
 from dpcdsl.explain import table
-from dpcdsl.search.driver import SearchProgress, search
-from dpcdsl.search.objective import identity_of
-from dpcdsl.search.study import Plan
+from dpcdsl.search import Plan, SearchProgress, identity_of, search
 from dpcdsl.segmentation import (
     STREET,
     ModelDescription,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import Counter
 from itertools import product
 from typing import Any
@@ -266,3 +268,16 @@ def test_wrong_settings(wrong: Any, message: str) -> None:
 def test_classes_have_one_key(seed: int) -> None:
     (cell,) = CELLS.sample(1, seed)
     assert class_key(cell) == class_key(dpcdsl.canonical(cell))
+
+
+def test_every_public_name_is_what_it_says_and_brings_no_torch() -> None:
+    script = """
+import sys, types
+import dpcdsl.search as room
+assert "optuna" not in sys.modules
+for name in room.__all__:
+    assert not isinstance(getattr(room, name), types.ModuleType), name
+assert set(room.__all__) <= set(dir(room))
+assert "optuna" in sys.modules and "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -2,3 +2,61 @@
 
 An objective is a callable; the proxy task of :mod:`dpcdsl.segmentation` is one.
 """
+
+from typing import TYPE_CHECKING, Any
+
+from dpcdsl.search.proposer import Proposer
+from dpcdsl.search.strategies import Evolution, Exhaustive, NearBest, PolicyGradient, Uniform
+from dpcdsl.search.trials import Trial
+
+if TYPE_CHECKING:
+    from dpcdsl.search.driver import SearchProgress, search
+    from dpcdsl.search.objective import Attempt, identity_of
+    from dpcdsl.search.sampler import CellSampler, suggest_cell
+    from dpcdsl.search.study import Plan, SearchStudy
+    from dpcdsl.search.worker import Terms, work
+
+# Read when they are asked for: they bring Optuna.
+_LATER = {
+    name: f"{__name__}.{module}"
+    for module, names in {
+        "driver": ["SearchProgress", "search"],
+        "objective": ["Attempt", "identity_of"],
+        "sampler": ["CellSampler", "suggest_cell"],
+        "study": ["Plan", "SearchStudy"],
+        "worker": ["Terms", "work"],
+    }.items()
+    for name in names
+}
+
+__all__ = [
+    "Attempt",
+    "CellSampler",
+    "Evolution",
+    "Exhaustive",
+    "NearBest",
+    "Plan",
+    "PolicyGradient",
+    "Proposer",
+    "SearchProgress",
+    "SearchStudy",
+    "Terms",
+    "Trial",
+    "Uniform",
+    "identity_of",
+    "search",
+    "suggest_cell",
+    "work",
+]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        from importlib import import_module
+
+        return getattr(import_module(_LATER[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
