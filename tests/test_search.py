@@ -107,6 +107,41 @@ def test_standings_are_by_how_many_are_better(scores: list[tuple[int, ...]], cou
 # Who proposes what
 
 
+def test_what_is_told_late_or_twice_or_withdrawn() -> None:
+    """A class is taken once its cell is known, learned once, and free again when its trial is withdrawn."""
+    top1 = dpcdsl.read_cell("top1")
+    proposer = Proposer(DPC, "near-best", seed=1)
+    proposer.tell(Trial(0, None, 0))
+    assert not proposer.knows(top1)
+    proposer.tell(Trial(0, CELLS.rank(top1), 0))
+    assert proposer.knows(top1)
+    assert proposer.ask() != Proposer(DPC, "near-best", seed=1).ask()  # one of its own has been before
+    for finished in (True, False, True):
+        proposer.tell(Trial(0, CELLS.rank(top1), 0, finished, (1.0,) if finished else None))
+    assert len(proposer.search.standings) == 1  # type: ignore[attr-defined]
+    aspp = dpcdsl.read_cell("aspp")
+    proposer.tell(Trial(1, CELLS.rank(aspp), 0))
+    proposer.tell(Trial(2, CELLS.rank(aspp), None))
+    proposer.tell(Trial(2, None, None, True))
+    assert proposer.knows(aspp)
+    proposer.tell(Trial(1, None, 0, True))
+    assert not proposer.knows(aspp)
+    assert proposer.knows(top1)
+
+
+def test_a_policy_learns_on_after_failures_and_from_nothing_that_is_alike() -> None:
+    proposer = Proposer(DPC, PolicyGradient(batch=4), seed=1)
+    ranks = CELLS.sample_ranks(12, seed=1).tolist()
+    for number, rank in enumerate(ranks[:4]):
+        proposer.tell(Trial(number, rank, 0, True, (1.0,)))
+    logits = proposer.search.logits  # type: ignore[attr-defined]
+    assert all((values == 0).all() for values in logits.values())
+    for number, rank in enumerate(ranks[4:], 4):
+        proposer.tell(Trial(number, rank, 0, True, None if number == 5 else (float(number),)))
+    assert any((values != 0).any() for values in logits.values())
+    assert proposer.search.learned == 12  # type: ignore[attr-defined]
+
+
 def score_of(cell: dpcdsl.Cell) -> float:
     return float(sum(len(str(branch.operator)) * (1 + branch.input) for branch in cell.branches))
 

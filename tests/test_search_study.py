@@ -13,6 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from dpcdsl.search.records import Record
 from dpcdsl.search.storage import Seen, open_storage, patiently, stale
 from dpcdsl.search.strategies import NearBest
 from dpcdsl.search.study import Plan, SearchStudy, View
-from dpcdsl.search.worker import SAMPLERS, Terms, work
+from dpcdsl.search.worker import SAMPLERS, Terms, _Worker, work
 
 DPC = dpcdsl.read_space("dpc")
 TIGHT = dpcdsl.read_space("dpc where depth <= 2 and params(F=320) <= 0.36M")
@@ -212,22 +213,26 @@ def test_a_failure_is_kept_with_its_reason_and_blocks_nothing(where: str) -> Non
         lambda: (_ for _ in ()).throw(MemoryError("7 GB are not there")),
         lambda: dpcdsl.parse_cell("(F, conv1x1, Y7)"),
         lambda: "much",
+        lambda: float("inf"),
+        lambda: sys.exit(0),
     ]
 
     def objective(cell: Cell, attempt: Attempt) -> Any:
         return reasons[attempt.number // 2]() if attempt.number % 2 else score(cell, attempt)
 
-    work(study, objective, "near-best", Terms(10))
-    records = check_once_each(study, 10)
+    work(study, objective, "near-best", Terms(14))
+    records = check_once_each(study, 14)
     assert [record.failure for record in records[1::2]] == [
         "ZeroDivisionError: division by zero",
         "the score is nan",
         "MemoryError: 7 GB are not there",
         "branch 1 writes `Y1`, not `Y7` [DPC012]",
         "ValueError: could not convert string to float: 'much'",
+        "the score is inf",
+        "SystemExit: 0",
     ]
     assert all(record.failure is None for record in records[::2])
-    assert [seen.state for seen in ends(study)][1::2] == [TrialState.FAIL] * 5
+    assert [seen.state for seen in ends(study)][1::2] == [TrialState.FAIL] * 7
 
 
 def test_failures_alike_stop_the_search_and_the_next_run_tries_again(tmp_path: Path) -> None:
@@ -243,6 +248,44 @@ def test_failures_alike_stop_the_search_and_the_next_run_tries_again(tmp_path: P
     check_once_each(study, 8)
     work(study, score, "near-best", Terms(10, since=8))
     check_once_each(study, 10)
+
+
+def test_a_note_is_json(tmp_path: Path) -> None:
+    study = begun(str(tmp_path / "s.db"))
+
+    def noting(cell: Cell, attempt: Attempt) -> float:
+        attempt.note("thing", object() if attempt.number else [1, 2])
+        return score(cell, attempt)
+
+    work(study, noting, "near-best", Terms(2))
+    first, second = check_once_each(study, 2)
+    assert first.notes == {"thing": [1, 2]}
+    assert second.failure == "TypeError: Object of type object is not JSON serializable"
+
+
+def test_trials_of_optunas_own_making_do_no_harm(tmp_path: Path) -> None:
+    study = begun(str(tmp_path / "s.db"))
+    optuna.load_study(study_name="search", storage=study.storage).enqueue_trial({"Y1.operator": 3})
+    work(study, score, "near-best", Terms(3))
+    check_once_each(study, 3)
+
+
+def test_a_users_own_study_is_not_taken_over(tmp_path: Path) -> None:
+    for name, direction, asks in (("a", "minimize", 0), ("b", "maximize", 1)):
+        mine = optuna.create_study(study_name=name, storage=f"sqlite:///{tmp_path}/s.db", direction=direction)
+        for _ in range(asks):
+            mine.ask()
+        mine._storage.remove_session()
+        with pytest.raises(DpcError, match=f"{name} is a study, but no search of cells"):
+            SearchStudy.begin(str(tmp_path / "s.db"), plan(), name)
+
+
+@pytest.mark.parametrize("name", ["a?b.db", "a%20b.db", "a b#c.db"])
+def test_any_name_of_a_file(name: str, tmp_path: Path) -> None:
+    work(begun(str(tmp_path / name)), score, "near-best", Terms(1))
+    assert {path.name.removesuffix("-wal").removesuffix("-shm") for path in tmp_path.iterdir()} == {name}
+    check_once_each(opened(str(tmp_path / name)), 1)
+    check_once_each(opened(f"sqlite+pysqlite:///{tmp_path}/{name.replace('%', '%25').replace('?', '%3F')}"), 1)
 
 
 # Several scores, and others' samplers
@@ -376,11 +419,33 @@ def test_a_proposal_that_another_has_made_before_is_withdrawn(where: str) -> Non
 
 
 def test_there_are_never_more_than_enough(where: str) -> None:
-    study = begun(where)
+    """And what was one too many is not lost to a longer search."""
+    space = dpcdsl.read_space("aspp_subsets")
+    study = begun(where, space=space)
     for rank in range(4):
-        study.add(study.record_of(rank * 10**8), TrialState.WAITING)
+        study.add(study.record_of(rank), TrialState.WAITING)
     work(study, score, "near-best", Terms(2))
     check_once_each(study, 2)
+    work(study, score, "exhaustive", Terms(1000))
+    check_once_each(study, 31)
+
+
+def test_after_an_outage_those_who_live_are_not_given_up(where: str) -> None:
+    """All have been silent for longer than the grace; only who is silent at the next look too is given up."""
+    study = begun(where)
+    for rank in (5, 10**9):
+        lost(study, rank)
+    alive, dead = study.records()
+    assert stale(study.storage, study.id, 0.5) == []
+    time.sleep(2.1)
+    worker = _Worker(study, score, "near-best", Terms(2, grace=0.5), nullcontext)
+    worker.recover()
+    assert {seen.state for seen in study.records()} == {TrialState.RUNNING}
+    study.storage.record_heartbeat(alive.id)
+    worker.terms = Terms(2, grace=1.0)
+    worker.recover()
+    states = {seen.number: seen.state for seen in study.records() if seen.record and seen.record.attempt == 1}
+    assert states == {alive.number: TrialState.RUNNING, dead.number: TrialState.FAIL}
 
 
 # Whole searches, by processes that are killed

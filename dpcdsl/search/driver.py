@@ -71,10 +71,29 @@ def search(
     again, or trials fail alike. KeyboardInterrupt when the workers have ended: what they were evaluating is run again.
     """
     study = SearchStudy.begin(where, plan, name)
+    try:
+        _search(study, where, name, objective, strategy, workers, first, terms or Terms(trials), trials, report)
+    except BaseException:
+        study.close()
+        raise
+    return study
+
+
+def _search(
+    study: SearchStudy,
+    where: str,
+    name: str,
+    objective: Objective,
+    strategy: Any,
+    workers: int,
+    first: Sequence[Cell],
+    given: Terms,
+    trials: int,
+    report: Callable[[SearchProgress], None],
+) -> None:
     for cell in first:
         study.enqueue(cell)
     view = View(study).updated()
-    given = terms or Terms(trials)
     terms = replace(given, trials=trials, askers=workers, since=max(given.since, view.count))
     crew = _Crew(where, name, objective, strategy, terms, workers)
     began, before = time.monotonic(), view.finished
@@ -88,7 +107,6 @@ def search(
         crew.end()
     view.update()
     report(_progress(view, trials, (view.finished - before) / (time.monotonic() - began)))
-    return study
 
 
 def _progress(view: View, trials: int, rate: float) -> SearchProgress:
@@ -154,25 +172,39 @@ class _Crew:
 def _main(parent: int, where: str, name: str, objective: Objective, strategy: Any, terms: Terms, reasons: Any) -> None:
     """A worker process: it ends with its parent, and in peace when it is told to terminate."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's goes to all; the parent says when to end
-    guarded = threading.Lock()
-
-    def terminate(*_: object) -> None:
-        if guarded.locked():
-            stopping.append(True)
-        else:
-            raise KeyboardInterrupt
-
-    stopping: list[bool] = []
-    signal.signal(signal.SIGTERM, terminate)
+    end = _End()
+    signal.signal(signal.SIGTERM, end.ask)
     _end_with(parent)
     try:
         with _opened(where, name) as study:
-            work(study, objective, strategy, terms, stops=lambda: bool(stopping), guard=lambda: guarded)
+            work(study, objective, strategy, terms, stops=lambda: end.asked, interruptible=lambda: end)
     except KeyboardInterrupt:
         sys.exit(0)
     except DpcError as error:
         reasons.put(error)
         sys.exit(1)
+
+
+class _End:
+    """Whether a worker has been asked to end. While a cell is evaluated it does so at once; what it does with the
+    database it finishes first.
+    """
+
+    def __init__(self) -> None:
+        self.asked = self.evaluates = False
+
+    def ask(self, *_: object) -> None:
+        self.asked = True
+        if self.evaluates:
+            raise KeyboardInterrupt
+
+    def __enter__(self) -> None:
+        self.evaluates = True
+        if self.asked:
+            raise KeyboardInterrupt
+
+    def __exit__(self, *_: object) -> None:
+        self.evaluates = False
 
 
 def _opened(where: str, name: str) -> SearchStudy:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,8 +27,8 @@ class Attempt:
     notes: dict[str, Any] = field(default_factory=dict)
 
     def note(self, name: str, value: Any) -> None:
-        """Keeps a JSON value with the trial."""
-        self.notes[name] = value
+        """Keeps a JSON value with the trial. Raises TypeError or ValueError if it is none."""
+        self.notes[name] = json.loads(json.dumps(value))
 
 
 #: The larger the better. It may have an ``identity``: JSON values that say what it computes, and a study that was begun

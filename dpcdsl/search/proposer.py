@@ -15,6 +15,7 @@ from dpcdsl.space import Space
 
 __all__ = ["Proposer", "class_key"]
 
+_HAS_CELL, _FINISHED = 1, 2
 _TRIES = 64  # draws of a strategy for each asker, before the space is gone through in order
 
 
@@ -46,25 +47,30 @@ class Proposer:
         self.search = strategy_of(strategy).begin(self.genes)
         self.seed, self.asker, self.askers = seed, asker, askers
         self._own = 0  # proposals of this asker
-        self._taken: set[bytes] = set()
-        self._states = bytearray()  # by number: 1 where a trial is known, 2 where it has finished
+        self._taken: dict[bytes, int] = {}  # the lowest number of a trial of each class
+        self._states = bytearray()  # by number, of the kinds below
         self._place = 0
 
     def tell(self, trial: Trial) -> None:
         """What is known of a trial: once when it is proposed, and again when it has finished; more often does no harm.
 
-        Raises :class:`DpcError` (DPC071) for a rank that is not in the space.
+        One that has finished without a rank was withdrawn, and its class is free again. Raises :class:`DpcError`
+        (DPC071) for a rank that is not in the space.
         """
         if trial.number >= len(self._states):
             self._states.extend(bytes(trial.number + 1 - len(self._states)))
         state = self._states[trial.number]
-        if not state:
+        if trial.rank is not None and not state & _HAS_CELL:
             self._own += trial.asker == self.asker
-            if trial.rank is not None:
-                self._taken.add(class_key(self.genes.cells.unrank(trial.rank)))
-        if trial.finished and state < 2:
+            self._taken.setdefault(class_key(self.genes.cells.unrank(trial.rank)), trial.number)
+            state |= _HAS_CELL
+        if trial.finished and not state & _FINISHED:
+            if trial.rank is None and state & _HAS_CELL:
+                self._taken = {key: number for key, number in self._taken.items() if number != trial.number}
+                self._place = 0
             self.search.learn(trial)
-        self._states[trial.number] = 2 if trial.finished else 1
+            state |= _FINISHED
+        self._states[trial.number] = state
 
     def knows(self, cell: Cell) -> bool:
         """Whether a trial of this cell, or of one that differs in the order of its branches, has been told."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import optuna
@@ -132,12 +133,6 @@ def _stop(study: Study) -> None:
         study.stop()
 
 
-_GENES: dict[Space, Genes] = {}
-
-
+@lru_cache(maxsize=16)
 def _genes_of(space: Space) -> Genes:
-    if space not in _GENES:
-        if len(_GENES) >= 16:
-            _GENES.clear()
-        _GENES[space] = Genes(space)
-    return _GENES[space]
+    return Genes(space)

@@ -21,6 +21,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
+from sqlalchemy.engine import URL as _URL
 from sqlalchemy.exc import SQLAlchemyError
 
 from dpcdsl.errors import DpcError
@@ -39,19 +40,27 @@ def open_storage(where: str, new: bool = True) -> RDBStorage:
 
     Raises :class:`DpcError` (DPC098) if it cannot be opened.
     """
-    url = where if "://" in where else f"sqlite:///{Path(where).absolute()}"
+    try:
+        url = (
+            sqlalchemy.make_url(where)
+            if "://" in where
+            else _URL.create("sqlite", database=str(Path(where).absolute()))
+        )
+    except SQLAlchemyError as error:
+        raise DpcError.of("DPC098", f"this is no URL of a database: {error}", place=where) from None
     engine: dict[str, Any] = {"pool_pre_ping": True}
-    if url.startswith("sqlite"):
+    if is_file := url.get_backend_name() == "sqlite":
         engine["connect_args"] = {"timeout": 60}
-        file = Path(url.removeprefix("sqlite:///"))
+        file = Path(url.database or "")
         if not file.parent.is_dir():
             raise DpcError.of("DPC098", f"there is no folder {file.parent}", place=where)
         if not new and not file.is_file():
             raise DpcError.of("DPC098", "there is no such file", place=where, hint="`dpc search SPACE` begins a study")
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # what it warns of is told by the study
     try:
-        storage = RDBStorage(url, engine_kwargs=engine)
-        if url.startswith("sqlite"):
+        # As text it would have to be escaped: twice, since Optuna fills in templates.
+        storage = RDBStorage(url.render_as_string(hide_password=False), engine_kwargs=engine)
+        if is_file:
             with storage.engine.connect() as connection:  # readers and a writer do not wait for each other
                 connection.execute(sqlalchemy.text("PRAGMA journal_mode=WAL"))
     except (SQLAlchemyError, StorageInternalError, ImportError, ValueError, RuntimeError) as error:

@@ -99,6 +99,8 @@ class SearchStudy:
                 study_id = patiently(lambda: storage.get_study_id_from_name(name))
             there = _plan_of(storage, study_id)
             if there is None:  # it is new, or its maker was killed before this
+                if storage.get_n_trials(study_id) or storage.get_study_directions(study_id) != plan.directions:
+                    raise DpcError.of("DPC098", f"{shown(name)} is a study, but no search of cells", place=where)
                 patiently(lambda: storage.set_study_user_attr(study_id, ATTRIBUTE, plan.model_dump(mode="json")))
                 there = plan
             mine = plan.model_dump(mode="json")
@@ -205,7 +207,7 @@ class SearchStudy:
         standings, complete = Standings(), {}
         for seen in self.records():
             record = seen.record
-            if seen.state == TrialState.COMPLETE and record and record.scores and record.reused is None:
+            if seen.state == TrialState.COMPLETE and record and record.scores and record.rank not in complete:
                 values = self.plan.larger_is_better(record.scores)
                 standings.add(Trial(seen.number, record.rank, None, True, values))
                 complete[record.rank] = seen
@@ -221,7 +223,7 @@ class View:
         self.finished = 0  # trials that have an end, each once however many attempts it took
         self.complete = 0
         self.failures: Counter[str] = Counter()
-        self.last: deque[tuple[int, str | None]] = deque(maxlen=64)  # the latest ends: number, and failure
+        self.last: deque[tuple[int, str | None]] = deque(maxlen=1024)  # the latest ends: number, and failure
         self.best: tuple[float, Seen] | None = None
         self.count = 0  # all trials, whatever became of them; their numbers are below it
         self._after = -1

@@ -21,7 +21,7 @@ from optuna.trial import TrialState
 from dpcdsl.errors import DpcError
 from dpcdsl.search.objective import Attempt, Objective
 from dpcdsl.search.proposer import Proposer
-from dpcdsl.search.records import Record, environment
+from dpcdsl.search.records import ATTRIBUTE, Record, environment
 from dpcdsl.search.storage import Pulse, Seen, patiently, stale
 from dpcdsl.search.strategies import Strategy
 from dpcdsl.search.study import SearchStudy, View
@@ -64,24 +64,24 @@ def work(
     terms: Terms,
     *,
     stops: Callable[[], bool] = lambda: False,
-    guard: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    interruptible: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> None:
     """Works until all trials have ended, or ``stops`` says so, or no cell is left.
 
     strategy: where cells come from: a strategy of ours by name or by its settings, or a sampler of Optuna's, itself or
-    by its name in :data:`SAMPLERS`. guard: is entered while a trial's end is being written.
+    by its name in :data:`SAMPLERS`. interruptible: is entered while a cell is evaluated.
 
     Raises :class:`DpcError`: DPC098 if the storage is gone for minutes; DPC099 for a failure that repeats itself.
     KeyboardInterrupt gives up the trial, so that it is run again, and goes on to the caller.
     """
-    _Worker(study, objective, strategy, terms, guard).run(stops)
+    _Worker(study, objective, strategy, terms, interruptible).run(stops)
 
 
 class _Worker:
     def __init__(
-        self, study: SearchStudy, objective: Objective, strategy: Any, terms: Terms, guard: Callable[[], Any]
+        self, study: SearchStudy, objective: Objective, strategy: Any, terms: Terms, interruptible: Callable[[], Any]
     ) -> None:
-        self.study, self.objective, self.terms, self.guard = study, objective, terms, guard
+        self.study, self.objective, self.terms, self.interruptible = study, objective, terms, interruptible
         self.view = View(study, terms.attempts)
         self.sampled: optuna.Study | None = None
         self.proposer: Proposer | None = None
@@ -93,6 +93,7 @@ class _Worker:
             seed, asker, askers = study.plan.seed, terms.asker, terms.askers
             self.proposer = Proposer(study.space, strategy, seed=seed, asker=asker, askers=askers)
         self.checked = -math.inf
+        self.silent: set[int] = set()  # trials that had not been heard of when this worker last looked
 
     def run(self, stops: Callable[[], bool]) -> None:
         while not stops():
@@ -102,7 +103,7 @@ class _Worker:
                 raise DpcError.of(
                     "DPC099", f"the last {self.terms.repeats} trials failed alike: {failure}", hint="see to that first"
                 )
-            if time.monotonic() - self.checked > self.terms.interval:
+            if time.monotonic() - self.checked > 2 * self.terms.interval:
                 self.recover()
             mine = self.waiting() or self.begun()
             if mine is not None:
@@ -119,7 +120,7 @@ class _Worker:
 
     def as_trial(self, seen: Seen) -> Trial:
         record, finished = seen.record, seen.state.is_finished()
-        if record is None:
+        if record is None or (record.withdrawn is not None and finished):
             return Trial(seen.number, None, None, finished)
         counts = record.withdrawn is None and seen.state == TrialState.COMPLETE and record.scores is not None
         scores = self.study.plan.larger_is_better(record.scores) if counts and record.scores is not None else None
@@ -131,8 +132,11 @@ class _Worker:
         """Gives up trials whose workers are not heard of any more, and has them run again."""
         self.checked = time.monotonic()
         storage = self.study.storage
-        for trial_id in patiently(lambda: stale(storage, self.study.id, self.terms.grace)):
+        silent = patiently(lambda: stale(storage, self.study.id, self.terms.grace))
+        # In two looks: after an outage of the database all have been silent, and those who live are heard of again.
+        for trial_id in self.silent.intersection(silent):
             self.study.give_up(trial_id)
+        self.silent = set(silent)
         self.look()
         for seen in self.view.lost():
             record = seen.record
@@ -145,6 +149,9 @@ class _Worker:
     def waiting(self) -> tuple[int, int, Record] | None:
         """A trial that waited, and is this worker's now."""
         for seen in self.view.waiting():
+            if seen.record is None:  # of Optuna's own making, which says of no cell
+                self.study.give_up(seen.id)
+                continue
             try:
                 mine = patiently(lambda id=seen.id: self.study.storage.set_trial_state_values(id, TrialState.RUNNING))  # type: ignore[misc]
             except UpdateFinishedTrialError:
@@ -152,7 +159,6 @@ class _Worker:
             if not mine:
                 continue
             record = seen.record
-            assert record is not None
             self.look()
             if record.attempt > 1 and not self.view.attempt_is_first(seen):
                 self.study.withdraw(seen.id, record, "another one runs it again")
@@ -209,25 +215,22 @@ class _Worker:
     # A trial
 
     def evaluate(self, trial_id: int, number: int, record: Record) -> None:
-        with Pulse(self.study.storage, trial_id, self.terms.interval):
-            try:
+        try:
+            with Pulse(self.study.storage, trial_id, self.terms.interval), self.interruptible():
                 ended = self.known(number, record) or self.ended(number, record)
-            except BaseException:  # interrupted: at once, and not when it has not been heard of for long
-                with self.guard():
-                    self.study.give_up(trial_id)
-                raise
-            with self.guard():
-                self.study.finish(trial_id, ended)
+        except BaseException:  # interrupted: it is given up at once, and not when it has been silent for long
+            self.study.give_up(trial_id)
+            raise
+        self.study.finish(trial_id, ended)
 
     def known(self, number: int, record: Record) -> Record | None:
         """With the scores of an earlier trial of the same cell, as Optuna's samplers may propose."""
-        earlier = self.view.number_of(record.key)
-        if self.sampled is None or earlier is None or earlier == number:
+        if self.sampled is None or self.view.number_of(record.key) == number:
             return None
-        for seen in self.sampled.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
-            if seen.number == earlier:
-                there = Record.model_construct(**seen.user_attrs["dpcdsl"])
-                return record.but(scores=there.scores, reused=earlier, seconds=0.0)
+        for trial in self.sampled.get_trials(deepcopy=False, states=[TrialState.COMPLETE]):
+            there = trial.user_attrs.get(ATTRIBUTE, {})
+            if there.get("key") == record.key and there.get("reused") is None:
+                return record.but(scores=there["scores"], reused=trial.number, seconds=0.0)
         return None
 
     def ended(self, number: int, record: Record) -> Record:
@@ -238,7 +241,7 @@ class _Worker:
             score = float(self.objective(self.study.genes.cells.unrank(record.rank), attempt))
         except DpcError as error:
             failure = "; ".join(f"{one.message} [{one.code}]" for one in error.diagnostics)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             failure = f"{type(error).__name__}: {error}".strip().splitlines()[0][:500]
         if failure is None and not math.isfinite(score):
             failure = f"the score is {score}"

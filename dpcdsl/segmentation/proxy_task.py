@@ -57,7 +57,10 @@ class ProxySettings(Schedule):
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """After ``step`` steps and ``seconds`` of training: mean loss since the last point, and the held-out mIoU (0-1)."""
+    """After ``step`` steps: mean loss since the last point, and the held-out mIoU, from 0 to 1.
+
+    seconds: of training until then; on a GPU, those in which its work is given to it.
+    """
 
     step: int
     loss: float
@@ -133,10 +136,10 @@ def proxy_many(
         if not (evaluates or done % _LOOK == 0):
             continue
         running = [one for one in running if one.is_sound(done)]
+        took = (time.perf_counter() - looked) / since
         if evaluates and running:
             _evaluate(running, cache, held_out, done, watch)
         if running:
-            took = (time.perf_counter() - looked) / since
             mean = sum(one.losses.last for one in running) / len(running)
             report(Progress(done, settings.steps, mean, settings.rate_at(step), took))
         running = [one for one in running if one.result is None]
