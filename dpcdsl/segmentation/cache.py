@@ -131,11 +131,7 @@ class FeatureCache:
         return self.facts.examples
 
     def __getitem__(self, number: int) -> Kept:
-        """A copy: what is written into it is not served later."""
-        kept = self._mapped(number)
-        return Kept(kept.features.clone(), kept.labels.clone())
-
-    def _mapped(self, number: int) -> Kept:
+        """As it is mapped: what is written into it would be served again, to this process alone."""
         if not 0 <= number < len(self):
             raise IndexError(number)
         shard, place = divmod(number, self.facts.shard)
@@ -149,7 +145,7 @@ class FeatureCache:
 
         Raises :class:`DpcError` (DPC097) for whole images of several sizes.
         """
-        kept = [self._mapped(number) for number in numbers]
+        kept = [self[number] for number in numbers]
         if len({one.labels.shape for one in kept}) > 1:
             raise unusable(
                 self.folder, "it has whole images of several sizes, which make no batch", "keep crops: --views 1"

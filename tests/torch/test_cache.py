@@ -30,9 +30,9 @@ from torch.nn.functional import pad
 from dpcdsl import DpcError
 from dpcdsl.segmentation import caching
 from dpcdsl.segmentation.backbone import Backbone
-from dpcdsl.segmentation.cache import MANIFEST, FeatureCache, Views
+from dpcdsl.segmentation.cache import MANIFEST, FeatureCache, Views, digest_of, write_shard
 from dpcdsl.segmentation.caching import CachePlan, build_cache, verify_cache
-from dpcdsl.segmentation.checkpoints import FILE, Checkpoint, write_checkpoint
+from dpcdsl.segmentation.checkpoints import FILE, Checkpoint, read_checkpoint, write_checkpoint
 from dpcdsl.segmentation.datasets import DataSet, Example, open_data
 from dpcdsl.segmentation.description import ModelDescription
 from dpcdsl.segmentation.labels import IGNORED
@@ -582,3 +582,76 @@ def test_every_shard_is_listed(copied: Path) -> None:
         ("00002.safetensors", ["it is damaged"]),
         ("00003.safetensors", []),
     ]
+
+
+# What must not slip through
+
+
+def test_a_shard_that_was_written_by_the_rules_but_of_other_numbers_is_refused(copied: Path) -> None:
+    """Its own checksums fit; the manifest's does not."""
+    facts = FeatureCache(copied).facts
+    others = [(features.permute(1, 2, 0) + 1, labels) for features, labels in read(copied)[: facts.shard]]
+    write_shard(copied / "00000.safetensors", facts, 0, others)
+    with pytest.raises(DpcError, match=r"00000.safetensors: error: it is damaged \[DPC097\]"):
+        FeatureCache(copied)
+
+
+def test_a_damaged_example_is_refused_every_time(copied: Path) -> None:
+    shard = copied / "00003.safetensors"
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    cache = FeatureCache(copied)
+    for _ in range(3):
+        with pytest.raises(DpcError, match="example 9 is damaged"):
+            cache[9]
+        with pytest.raises(DpcError, match="example 9 is damaged"):
+            cache.batch([9])
+
+
+def test_what_is_written_into_a_batch_is_not_served_later(built: Path) -> None:
+    cache = FeatureCache(built)
+    before = [tensor.clone() for tensor in cache[3]]
+    for tensor in cache.batch([3]):
+        tensor.zero_()
+    assert all(torch.equal(tensor, then) for tensor, then in zip(cache[3], before, strict=True))
+
+
+def test_a_digest_is_of_types_and_shapes_too() -> None:
+    one = torch.arange(4, dtype=torch.uint8)
+    found = {digest_of(one), digest_of(one.view(2, 2)), digest_of(one.view(torch.int8)), digest_of(one, one)}
+    assert len(found) == 4
+
+
+def test_weights_that_differ_in_a_running_mean_are_others(weights: Path, copied: Path, tmp_path: Path) -> None:
+    state = dict(read_checkpoint(weights).weights)
+    name = next(name for name in state if name.endswith("running_mean"))
+    state[name] = state[name] + 1e-3
+    write_checkpoint(tmp_path / FILE, Checkpoint(DESCRIPTION, state))
+    with pytest.raises(DpcError, match=r"other weights"):
+        build(copied, tmp_path)
+
+
+def test_labels_of_another_size_are_other_data(weights: Path, tmp_path: Path) -> None:
+    for _ in write_synthetic(tmp_path / "data", SyntheticSet(2, size=CROP)):
+        pass
+    data = open_data(tmp_path / "data", "train")
+    build(tmp_path / "cache", weights, data)
+    with next((tmp_path / "data" / "labels").rglob("*.png")).open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(DpcError, match=r"other data"):
+        build(tmp_path / "cache", weights, open_data(tmp_path / "data", "train"))
+
+
+def test_the_size_of_shards_is_that_of_what_is_there(built: Path, weights: Path, copied: Path) -> None:
+    (copied / "00001.safetensors").unlink()
+    build(copied, weights, shard_bytes=2**20)
+    assert contents(copied) == contents(built)
+
+
+def test_room_is_wanted_for_what_is_left_alone(weights: Path, copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (copied / "00001.safetensors").unlink()
+    size = (copied / "00002.safetensors").stat().st_size
+    usage = namedtuple("usage", "total used free")(10**9, 0, 2 * size)
+    monkeypatch.setattr(caching.shutil, "disk_usage", lambda _: usage)
+    assert len(build(copied, weights)) == 10

@@ -340,6 +340,10 @@ def test_caches_that_do_not_belong_together(caches: Caches, backbone: Path, tmp_
     others = build_cache(UNSEEN, darker, tmp_path / "darker", weights=backbone)
     with pytest.raises(DpcError, match="its preprocessing is not that of"):
         proxy(CELL, caches.train, others, SHORT)
+    finer = DESCRIPTION.model_copy(update={"output_stride": 8})
+    others = build_cache(UNSEEN, finer, tmp_path / "finer", weights=backbone)
+    with pytest.raises(DpcError, match="its output_stride is not that of"):
+        proxy(CELL, caches.train, others, SHORT)
 
 
 def test_a_damaged_example_stops_with_its_name(caches: Caches, tmp_path: Path) -> None:
