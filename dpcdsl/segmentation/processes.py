@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,10 +11,13 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from dpcdsl.errors import DpcError
 
 __all__ = ["Processes", "device_of"]
+
+_joined = itertools.count()  # how often this process has joined others, who count alike
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,11 @@ class Processes:
             place = device_of(f"cuda:{os.environ['LOCAL_RANK']}")
         if place.type == "cuda":
             torch.cuda.set_device(place)
-        dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+        store, index, count = next(rendezvous("env://"))
+        # What one group has left in the store would send the next one to addresses where no one listens any more.
+        store = dist.PrefixStore(f"dpcdsl{next(_joined)}", store)  # type: ignore[attr-defined]
+        backend = "nccl" if place.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=index, world_size=count)
         try:
             yield cls(dist.get_world_size(), dist.get_rank(), place)
         finally:

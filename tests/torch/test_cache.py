@@ -203,6 +203,20 @@ def test_two_processes_share_the_work(built: Path, weights: Path, tmp_path: Path
         assert torch.equal(labels, theirs)
 
 
+def test_processes_may_join_again(tmp_path: Path) -> None:
+    """As for one split and then another: none looks for the others where they were before."""
+    script = tmp_path / "join.py"
+    script.write_text(
+        "from dpcdsl.segmentation.processes import Processes\n"
+        "for _ in range(6):\n"
+        "    with Processes.joined('cpu') as processes:\n"
+        "        processes.wait()\n"
+    )
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*launcher, script], check=False, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
 def test_processes_share_its_pages(weights: Path, tmp_path: Path) -> None:
     """What two processes have read is in memory once."""
     big = ModelDescription.of(None, "", "test_resnet", STREET, (513, 1025), preprocessing=Preprocessing())
