@@ -6,7 +6,7 @@
 150336
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dpcdsl.cell import Branch, Cell, distance
 from dpcdsl.compilers import compile
@@ -16,6 +16,7 @@ from dpcdsl.explain import explain
 from dpcdsl.identity import CellId, cell_id, fingerprint
 from dpcdsl.interchange import from_deeplab, from_json, from_vector, to_deeplab, to_json, to_vector
 from dpcdsl.isomorphism import canonical, isomorphic
+from dpcdsl.later import read_later
 from dpcdsl.layers import Conventions, Convolution, DepthwiseConvolution, GridPool, Layer, Resize, Size
 from dpcdsl.merging import merge_operators
 from dpcdsl.operators import Integer, Operator, OperatorKind, Pair, register_operator
@@ -111,23 +112,13 @@ __all__ = [
     "zoo",
 ]
 
-
-_LATER = {
-    **dict.fromkeys(("Diagram", "draw", "draw_receptive_field"), "dpcdsl.diagram"),
-    **dict.fromkeys(("Enumerator", "count", "distribution", "enumerator"), "dpcdsl.enumeration"),
-    **dict.fromkeys(("crossover", "mutate", "neighbours"), "dpcdsl.neighbourhood"),
-    "export": "dpcdsl.tables",
-}
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_LATER})
-
-
-def __getattr__(name: str) -> Any:
-    # Drawing needs Graphviz and counting NumPy: their modules are read when they are asked for.
-    if name in _LATER:
-        from importlib import import_module
-
-        return getattr(import_module(_LATER[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# Drawing needs Graphviz and counting NumPy.
+__getattr__, __dir__ = read_later(
+    __name__,
+    {
+        "diagram": ["Diagram", "draw", "draw_receptive_field"],
+        "enumeration": ["Enumerator", "count", "distribution", "enumerator"],
+        "neighbourhood": ["crossover", "mutate", "neighbours"],
+        "tables": ["export"],
+    },
+)

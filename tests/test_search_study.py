@@ -27,8 +27,8 @@ from dpcdsl import Cell, DpcError
 from dpcdsl.search.objective import Attempt, NamedObjective, identity_of
 from dpcdsl.search.records import Record
 from dpcdsl.search.storage import Seen, open_storage, patiently, stale
-from dpcdsl.search.strategies import NearBest
-from dpcdsl.search.study import Plan, SearchStudy, View
+from dpcdsl.search.strategies import STRATEGIES, NearBest
+from dpcdsl.search.study import COSTS, Plan, SearchStudy, View
 from dpcdsl.search.worker import SAMPLERS, Terms, _Worker, work
 
 DPC = dpcdsl.read_space("dpc")
@@ -618,6 +618,37 @@ def test_failures_alike_stop_all_workers_with_the_reason(tmp_path: Path) -> None
         assert hint == "    help: see to that first"
     view = View(opened(str(tmp_path / "search.db"))).updated()
     assert 10 <= view.finished <= 16
+
+
+def test_a_worker_that_someone_tells_to_end_is_begun_again(tmp_path: Path) -> None:
+    """It was not done: the search goes on to its last trial."""
+    where = str(tmp_path / "s.db")
+    run = Run(tmp_path, where, "--trials", "30", "--workers", "1", pause=0.2)
+    wait_for(lambda: logged(tmp_path) >= 2)
+    os.kill(run.workers()[0], signal.SIGTERM)
+    code, _, err = run.ended()
+    assert code == 0, err
+    check_once_each(opened(where), 30)
+
+
+def test_operators_of_a_plugin_are_known_to_workers(tmp_path: Path) -> None:
+    (tmp_path / "objective.py").write_text("def score(cell, attempt):\n    return float(len(str(cell)))\n")
+    (tmp_path / "mine.dpc").write_text("dpc 1\nspace mine { 2 * (any, conv1x1 | maxpool window {3, 5} x {3, 5}, _) }\n")
+    plugin = str(Path(__file__).parents[1] / "examples" / "maxpool.py")
+    options = ("--objective", "objective.py:score", "--trials", "4", "--storage", "s.db")
+    command = [DPC_COMMAND, "--plugin", plugin, "search", "mine.dpc", *options]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "maxpool window" in done.stdout
+
+
+def test_the_command_line_knows_all_strategies_and_costs() -> None:
+    """It names them by itself, so that it need not import what they bring."""
+    from dpcdsl.cli import searching
+
+    assert (set(searching._OURS), set(searching._OPTUNAS)) == (set(STRATEGIES), set(SAMPLERS))
+    (minimize,) = (option for option in searching.run.params if option.name == "minimize")
+    assert tuple(minimize.type.choices) == COSTS  # type: ignore[attr-defined]
 
 
 def test_workers_that_cannot_start_are_told_of(tmp_path: Path) -> None:

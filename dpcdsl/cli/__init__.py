@@ -23,7 +23,7 @@ from dpcdsl.cli import (
     training,
     views,
 )
-from dpcdsl.cli.common import load_plugin
+from dpcdsl.cli.common import load_plugins
 from dpcdsl.errors import DpcError
 
 __all__ = ["main"]
@@ -46,8 +46,7 @@ def dpc(plugins: tuple[str, ...]) -> None:
     file, FILE.dpc:NAME, or a name of the zoo (dpc, aspp_subsets), with its parameters and a condition if need be:
     'dpc(B=8) where depth <= 3'.
     """
-    for plugin in plugins:
-        load_plugin(plugin)
+    load_plugins(plugins)
 
 
 for command in (

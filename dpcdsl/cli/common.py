@@ -39,7 +39,7 @@ __all__ = [
     "device_option",
     "form_option",
     "json_option",
-    "load_plugin",
+    "load_plugins",
     "names",
     "preprocessing_of",
     "preprocessing_options",
@@ -383,6 +383,12 @@ def problems_of(errors: Iterable[DpcError]) -> list[dict[str, Any]]:
 def as_value(text: str, form: str) -> Any:
     """A cell in one of its forms as a value of JSON."""
     return json.loads(text) if form in ("vector", "deeplab", "json") else text
+
+
+def load_plugins(names: Iterable[str]) -> None:
+    """Import them all."""
+    for name in names:
+        load_plugin(name)
 
 
 def load_plugin(name: str) -> None:

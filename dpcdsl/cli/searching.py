@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from dpcdsl.cli.common import (
     cell_of,
     device_option,
     json_option,
+    load_plugins,
     names,
     print_json,
     proxy_options,
@@ -165,6 +167,7 @@ def run(
             name=name,
             first=cells,
             terms=terms,
+            prepare=partial(load_plugins, click.get_current_context().find_root().params["plugins"]),
             report=report,
         )
     with found as study:

@@ -3,8 +3,9 @@
 An objective is a callable; the proxy task of :mod:`dpcdsl.segmentation` is one.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from dpcdsl.later import read_later
 from dpcdsl.search.proposer import Proposer
 from dpcdsl.search.strategies import Evolution, Exhaustive, NearBest, PolicyGradient, Uniform
 from dpcdsl.search.trials import Trial
@@ -17,17 +18,16 @@ if TYPE_CHECKING:
     from dpcdsl.search.worker import Terms, work
 
 # Read when they are asked for: they bring Optuna.
-_LATER = {
-    name: f"{__name__}.{module}"
-    for module, names in {
+__getattr__, __dir__ = read_later(
+    __name__,
+    {
         "driver": ["SearchProgress", "search"],
         "objective": ["Attempt", "identity_of"],
         "sampler": ["CellSampler", "suggest_cell"],
         "study": ["Plan", "SearchStudy"],
         "worker": ["Terms", "work"],
-    }.items()
-    for name in names
-}
+    },
+)
 
 __all__ = [
     "Attempt",
@@ -48,15 +48,3 @@ __all__ = [
     "suggest_cell",
     "work",
 ]
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_LATER})
-
-
-def __getattr__(name: str) -> Any:
-    if name in _LATER:
-        from importlib import import_module
-
-        return getattr(import_module(_LATER[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

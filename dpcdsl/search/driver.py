@@ -28,7 +28,8 @@ __all__ = ["SearchProgress", "search"]
 
 _LOOKS = 0.5  # seconds between two looks at the study
 _DEATHS = 3  # of each worker in a row, between which no trial has ended, before the search gives up
-_KILLED = 0.1  # of a death counts one by SIGKILL, which someone else has sent
+_KILLED = 0.1  # of a death counts one by a signal that someone else has sent
+_ASKED = 128 + signal.SIGTERM  # the exit code of a worker that was asked to end, by us or by someone else
 _PATIENCE = 30.0  # seconds in which a worker has to end when it is asked to
 
 
@@ -59,54 +60,43 @@ def search(
     name: str = "search",
     first: Sequence[Cell] = (),
     terms: Terms | None = None,
+    prepare: Callable[[], object] = dict,
     report: Callable[[SearchProgress], None] = lambda _: None,
 ) -> SearchStudy:
     """Searches until ``trials`` trials have ended, and returns the study. The same call goes on where one has stopped.
 
     where: a file, or a database's URL. strategy: as in :func:`~dpcdsl.search.worker.work`; an object must be such as
     can be pickled, and so must ``objective``. workers: processes; the machine's cores are divided among them. first:
-    cells that are evaluated before others. terms: intervals and patience; its trials and askers are set here.
+    cells that are evaluated before others. terms: intervals and patience; its trials and askers are set here. prepare:
+    is called first in each process, for what a plugin registers.
 
     Raises :class:`DpcError`: DPC098 if the study is another's, or its storage is gone; DPC099 if workers die again and
     again, or trials fail alike. KeyboardInterrupt when the workers have ended: what they were evaluating is run again.
     """
-    study = SearchStudy.begin(where, plan, name)
-    try:
-        _search(study, where, name, objective, strategy, workers, first, terms or Terms(trials), trials, report)
-    except BaseException:
-        study.close()
-        raise
+    with contextlib.ExitStack() as refused:
+        study = refused.enter_context(SearchStudy.begin(where, plan, name))
+        for cell in first:
+            study.enqueue(cell)
+        view = View(study).updated()
+        given = terms or Terms(trials)
+        terms = replace(given, trials=trials, askers=workers, since=max(given.since, view.count))
+        crew = _Crew(where, name, objective, strategy, terms, prepare)
+        began, before = time.monotonic(), view.finished
+
+        def tell() -> None:
+            view.update()
+            report(_progress(view, trials, (view.finished - before) / (time.monotonic() - began)))
+
+        try:
+            with _interrupted_by_terminate():
+                while crew.tend(view.finished):
+                    time.sleep(_LOOKS)
+                    tell()
+        finally:
+            crew.end()
+        tell()
+        refused.pop_all()  # the caller closes it
     return study
-
-
-def _search(
-    study: SearchStudy,
-    where: str,
-    name: str,
-    objective: Objective,
-    strategy: Any,
-    workers: int,
-    first: Sequence[Cell],
-    given: Terms,
-    trials: int,
-    report: Callable[[SearchProgress], None],
-) -> None:
-    for cell in first:
-        study.enqueue(cell)
-    view = View(study).updated()
-    terms = replace(given, trials=trials, askers=workers, since=max(given.since, view.count))
-    crew = _Crew(where, name, objective, strategy, terms, workers)
-    began, before = time.monotonic(), view.finished
-    try:
-        with _interrupted_by_terminate():
-            while crew.tend(view.finished):
-                time.sleep(_LOOKS)
-                view.update()
-                report(_progress(view, trials, (view.finished - before) / (time.monotonic() - began)))
-    finally:
-        crew.end()
-    view.update()
-    report(_progress(view, trials, (view.finished - before) / (time.monotonic() - began)))
 
 
 def _progress(view: View, trials: int, rate: float) -> SearchProgress:
@@ -118,13 +108,21 @@ def _progress(view: View, trials: int, rate: float) -> SearchProgress:
 class _Crew:
     """The worker processes."""
 
-    def __init__(self, where: str, name: str, objective: Objective, strategy: Any, terms: Terms, workers: int) -> None:
+    def __init__(
+        self,
+        where: str,
+        name: str,
+        objective: Objective,
+        strategy: Any,
+        terms: Terms,
+        prepare: Callable[[], object],
+    ) -> None:
         self.context = multiprocessing.get_context("spawn")
-        self.job = (where, name, objective, strategy)
+        self.job = (prepare, where, name, objective, strategy)
         self.terms = terms
         self.reasons = self.context.SimpleQueue()
-        self.processes = [self._started(asker) for asker in range(workers)]
-        self.done = [False] * workers
+        self.processes: list[Any] = [None] * terms.askers  # they are started when they are first tended
+        self.done = [False] * terms.askers
         self.deaths, self.finished = 0.0, -1
 
     def _started(self, asker: int) -> Any:
@@ -136,10 +134,13 @@ class _Crew:
         return process
 
     def tend(self, finished: int) -> bool:
-        """Starts again who has died; False when all have done their work."""
+        """Starts who is not there, or has died; False when all have done their work."""
         if finished != self.finished:
             self.deaths, self.finished = 0, finished
         for asker, process in enumerate(self.processes):
+            if process is None:
+                self.processes[asker] = self._started(asker)
+                continue
             if self.done[asker] or process.is_alive():
                 continue
             if process.exitcode == 0:
@@ -147,7 +148,7 @@ class _Crew:
                 continue
             if not self.reasons.empty():
                 raise self.reasons.get()
-            self.deaths += _KILLED if process.exitcode == -signal.SIGKILL else 1
+            self.deaths += _KILLED if process.exitcode in (-signal.SIGKILL, _ASKED) else 1
             if self.deaths > _DEATHS * len(self.processes):
                 raise DpcError.of(
                     "DPC099",
@@ -158,31 +159,43 @@ class _Crew:
         return not all(self.done)
 
     def end(self) -> None:
-        for process in self.processes:
-            if process.is_alive():
-                process.terminate()
+        processes = [process for process in self.processes if process is not None]
+        for process in processes:
+            process.terminate()
         until = time.monotonic() + _PATIENCE
-        for process in self.processes:
+        for process in processes:
             process.join(max(0.0, until - time.monotonic()))
             if process.is_alive():
                 process.kill()
                 process.join()
 
 
-def _main(parent: int, where: str, name: str, objective: Objective, strategy: Any, terms: Terms, reasons: Any) -> None:
+def _main(
+    parent: int,
+    prepare: Callable[[], object],
+    where: str,
+    name: str,
+    objective: Objective,
+    strategy: Any,
+    terms: Terms,
+    reasons: Any,
+) -> None:
     """A worker process: it ends with its parent, and in peace when it is told to terminate."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's goes to all; the parent says when to end
     end = _End()
     signal.signal(signal.SIGTERM, end.ask)
     _end_with(parent)
     try:
+        prepare()
         with _opened(where, name) as study:
             work(study, objective, strategy, terms, stops=lambda: end.asked, interruptible=lambda: end)
     except KeyboardInterrupt:
-        sys.exit(0)
+        sys.exit(_ASKED)
     except DpcError as error:
         reasons.put(error)
         sys.exit(1)
+    if end.asked:
+        sys.exit(_ASKED)
 
 
 class _End:
@@ -213,8 +226,8 @@ def _opened(where: str, name: str) -> SearchStudy:
     while True:
         try:
             return SearchStudy.open(where, name)
-        except DpcError:
-            if time.monotonic() > until:
+        except DpcError as error:
+            if error.codes != ("DPC098",) or time.monotonic() > until:
                 raise
             time.sleep(1)
 

@@ -93,7 +93,7 @@ class Proposer:
         return int.from_bytes(key[:8], "little") % self.askers == self.asker and key not in self._taken
 
     def _next(self) -> int | None:
-        """The first free one in the order of the ranks; those before ``_place`` are not, and never will be again."""
+        """The first free one in the order of the ranks; those before ``_place`` are not, unless one is withdrawn."""
         for rank in self.genes.cells.walk(self._place):
             self._place = rank
             if self._is_free(rank):

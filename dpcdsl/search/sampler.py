@@ -103,12 +103,11 @@ class CellSampler(BaseSampler):
     def _read(self, study: Study) -> None:
         signs = [1.0 if direction == StudyDirection.MAXIMIZE else -1.0 for direction in study.directions]
         trials = study.get_trials(deepcopy=False)
-        first = self._next
-        for trial in trials[first:]:
+        for trial in trials[self._next :]:
             if trial.state.is_finished() and trial.number == self._next:
                 self._next += 1
             rank = self._rank(trial.params)
-            finished = trial.state.is_finished() and (trial.state != TrialState.COMPLETE or trial.values is not None)
+            finished = trial.state.is_finished()
             if rank is None and not finished:
                 continue  # not yet suggested
             scored = trial.state == TrialState.COMPLETE and rank is not None

@@ -24,6 +24,7 @@ from dpcdsl.layers import Size
 from dpcdsl.search.genes import Genes
 from dpcdsl.search.records import ATTRIBUTE, Record
 from dpcdsl.search.storage import Seen, changes, open_storage, patiently
+from dpcdsl.search.trials import Standings, Trial
 from dpcdsl.space import Space
 from dpcdsl.syntax import parse
 from dpcdsl.values import Value
@@ -202,16 +203,15 @@ class SearchStudy:
 
     def best(self, count: int = 1) -> list[Seen]:
         """The complete trials that the fewest others beat in every score, best first; of equal ones the earlier."""
-        from dpcdsl.search.trials import Standings, Trial
-
-        standings, complete = Standings(), {}
+        standings, found, classes = Standings(), {}, set()
         for seen in self.records():
             record = seen.record
-            if seen.state == TrialState.COMPLETE and record and record.scores and record.rank not in complete:
+            if seen.state == TrialState.COMPLETE and record and record.scores and record.key not in classes:
+                classes.add(record.key)
+                found[record.rank] = seen
                 values = self.plan.larger_is_better(record.scores)
                 standings.add(Trial(seen.number, record.rank, None, True, values))
-                complete[record.rank] = seen
-        return [complete[rank] for rank in standings.best(count)] if complete else []
+        return [found[rank] for rank in standings.best(count)] if found else []
 
 
 class View:
@@ -227,9 +227,8 @@ class View:
         self.best: tuple[float, Seen] | None = None
         self.count = 0  # all trials, whatever became of them; their numbers are below it
         self._after = -1
-        self._apart: list[
-            int
-        ] = []  # numbers of what is not a trial of its own: further attempts, and what is withdrawn
+        # Numbers of what is not a trial of its own: further attempts, and what is withdrawn.
+        self._apart: list[int] = []
         self._first_of_class: dict[str, int] = {}
         self._attempts: dict[tuple[int, int], int] = {}
         self._lost: dict[int, Seen] = {}

@@ -3,8 +3,9 @@
 This is the one room of ``dpcdsl`` that imports torch; ``import dpcdsl`` does not import it.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from dpcdsl.later import read_later
 from dpcdsl.segmentation.backbone import BACKBONES, Backbone, load_backbone_weights, load_timm_weights
 from dpcdsl.segmentation.model import Head, PresenceClassifier, SegmentationModel
 from dpcdsl.segmentation.price import ModelCost, ModelPart, model_cost
@@ -27,9 +28,9 @@ if TYPE_CHECKING:
     from dpcdsl.segmentation.transforms import Augmentation, Preprocessing
 
 # Read when they are asked for: metrics, plots and data loading take seconds to import.
-_LATER = {
-    name: f"{__name__}.{module}"
-    for module, names in {
+__getattr__, __dir__ = read_later(
+    __name__,
+    {
         "analysis": ["branch_weights"],
         "cache": ["FeatureCache", "Views"],
         "caching": ["build_cache", "verify_cache"],
@@ -45,9 +46,8 @@ _LATER = {
         "schedule": ["Progress"],
         "training": ["TrainingSettings", "train"],
         "transforms": ["Augmentation", "Preprocessing"],
-    }.items()
-    for name in names
-}
+    },
+)
 
 __all__ = [
     "BACKBONES",
@@ -94,15 +94,3 @@ __all__ = [
     "write_prediction",
     "write_synthetic",
 ]
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_LATER})
-
-
-def __getattr__(name: str) -> Any:
-    if name in _LATER:
-        from importlib import import_module
-
-        return getattr(import_module(_LATER[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
