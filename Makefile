@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types layers tests wheel soak bench deps clean
+.PHONY: help demo test lint types layers tests wheel soak bench fidelity deps clean
 
 help:  ## What can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -44,6 +44,9 @@ soak: .venv/installed  ## The long runs
 bench: .venv/installed  ## Measurements, and their table in docs/benchmarks.md
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python benchmarks/run.py
+
+fidelity: .venv/installed  ## Whether the proxy is faithful, and what a small search finds: within an hour, goes on when cut off
+	$(BIN)/python benchmarks/run.py fidelity found
 
 deps:  ## What the system must bring for `make test` to skip nothing but the GPU (apt, as root)
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import compiler
 import context
 import enumerator
+import fidelity
 import gpu
 import language
 import products
@@ -48,6 +49,8 @@ TABLES: dict[str, Callable[[], list[list[str]] | None]] = {
     "searchers": search.searchers,
     "proposals": search.proposals,
     "throughput": search.throughput,
+    "fidelity": fidelity.measure,
+    "found": fidelity.found,
     "gpu": gpu.measure,
 }
 

@@ -19,7 +19,7 @@ from dpcdsl.cli import main
 
 # Tests run side by side, and so do the processes that they start: a thread for each is enough.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-pytest.register_assert_rewrite("brute_force")
+pytest.register_assert_rewrite("brute_force", "searches")
 settings.register_profile("test", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("test")
 
@@ -65,6 +65,25 @@ def postgresql_server(needs: Callable[[str], str]) -> Iterator[Postgresql]:
 def postgresql(postgresql_server: Postgresql) -> Callable[[], str]:
     """Makes an empty database, and gives its URL."""
     return postgresql_server.database
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def where(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where a study may be kept."""
+    if request.param == "sqlite":
+        return str(tmp_path / "search.db")
+    database: Callable[[], str] = request.getfixturevalue("postgresql")
+    return database()
+
+
+@pytest.fixture
+def studies_are_closed() -> Iterator[None]:
+    """Those that `searches` has opened for a test."""
+    import searches
+
+    yield
+    while searches.OPEN:
+        searches.OPEN.pop().close()
 
 
 @pytest.fixture

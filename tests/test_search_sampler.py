@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import time
 from collections.abc import Callable
 from threading import Lock
 from typing import Any
@@ -15,6 +16,7 @@ from optuna.testing.pytest_samplers import (
     MultiObjectiveSamplerTestCase,
     RelativeSamplerTestCase,
 )
+from optuna.trial import TrialState
 
 import dpcdsl
 from dpcdsl import Cell, Space
@@ -119,6 +121,63 @@ def test_samplers_of_optuna_keep_to_the_space(sampler: Any) -> None:
 
     study.optimize(objective, n_trials=30)
     assert all(cell in TIGHT for cell in seen)
+
+
+def test_trials_that_end_in_another_order_are_all_learned_from() -> None:
+    """What a trial is known to have scored does not depend on which others run meanwhile; a pruned one has no score."""
+    study = optuna.create_study(direction="maximize", sampler=CellSampler(DPC, "evolution", seed=4))
+    proposer, ranks = Proposer(DPC, "evolution", seed=4), {}
+
+    def asked() -> optuna.Trial:
+        trial = study.ask()
+        rank = ranks[trial.number] = proposer.genes.cells.rank(suggest_cell(trial, DPC))
+        assert rank == proposer.ask()
+        proposer.tell(Trial(trial.number, rank, 0))
+        return trial
+
+    open_trials = [asked() for _ in range(3)]
+    for number in range(60):
+        open_trials.append(asked())
+        trial = open_trials.pop((7 * number) % len(open_trials) if number % 3 else -1)  # the first ones stay long
+        pruned = number % 5 == 0
+        value = score(proposer.genes.cells.unrank(ranks[trial.number]))
+        study.tell(trial, None if pruned else value, state=TrialState.PRUNED if pruned else None)
+        proposer.tell(Trial(trial.number, ranks[trial.number], 0, True, None if pruned else (value,)))
+
+
+def test_threads_ask_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = CellSampler(DPC, seed=1)
+    ask, inside, most = sampler._proposer.ask, 0, 0
+
+    def watched() -> int | None:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        time.sleep(0.01)
+        inside -= 1
+        return ask()
+
+    monkeypatch.setattr(sampler._proposer, "ask", watched)
+    study = optuna.create_study(sampler=sampler)
+    study.optimize(lambda trial: score(suggest_cell(trial, DPC)), n_trials=20, n_jobs=4)
+    assert most == 1
+
+
+def test_parameters_of_other_values_are_someone_elses() -> None:
+    """As when a study was begun on another space."""
+    study = optuna.create_study(sampler=CellSampler(DPC, seed=1))
+    genes = Proposer(DPC).genes
+    values = dict.fromkeys(genes.choices, "mine")
+    known = {name: optuna.distributions.CategoricalDistribution(["mine"]) for name in values}
+    study.add_trial(optuna.trial.create_trial(params=values, distributions=known, value=1.0))
+    proposer = Proposer(DPC, seed=1)
+    proposer.tell(Trial(0, None, finished=True))
+    for number in range(1, 4):
+        trial = study.ask()
+        cell, rank = suggest_cell(trial, DPC), proposer.ask()
+        assert rank == proposer.genes.cells.rank(cell)
+        study.tell(trial, score(cell))
+        proposer.tell(Trial(number, rank, 0, True, (-score(cell),)))
 
 
 def test_it_can_be_pickled() -> None:

@@ -1,95 +1,38 @@
-"""Studies in real databases: what is kept, what is refused, what is lost and run again, and who dies meanwhile."""
+"""Studies in real databases: what is kept, what is refused, and what is lost and run again."""
 
 from __future__ import annotations
 
 import json
-import os
 import pickle
-import random
-import re
-import signal
-import subprocess
+import sqlite3
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
+from threading import Barrier, Event
 from typing import Any
 
 import optuna
 import pytest
 from optuna.trial import TrialState
-from support import Dpc, Postgresql
+from searches import DPC, begun, check_once_each, ends, opened, plan, score
+from sqlalchemy.exc import OperationalError
+from support import Dpc
 
 import dpcdsl
 from dpcdsl import Cell, DpcError
 from dpcdsl.search.objective import Attempt, NamedObjective, identity_of
-from dpcdsl.search.records import Record
-from dpcdsl.search.storage import Seen, open_storage, patiently, stale
+from dpcdsl.search.storage import Pulse, open_storage, patiently, stale
 from dpcdsl.search.strategies import STRATEGIES, NearBest
 from dpcdsl.search.study import COSTS, Plan, SearchStudy, View
 from dpcdsl.search.worker import SAMPLERS, Terms, _Worker, work
 
-DPC = dpcdsl.read_space("dpc")
+pytestmark = pytest.mark.usefixtures("studies_are_closed")
 TIGHT = dpcdsl.read_space("dpc where depth <= 2 and params(F=320) <= 0.36M")
-DPC_COMMAND = str(Path(sys.executable).with_name("dpc"))
 QUICK = Terms(20, interval=0.2, grace=1.0)
-
-
-def score(cell: Cell, _: Attempt) -> float:
-    return sum(len(str(branch.operator)) for branch in cell.branches) / 100
-
-
-def plan(space: dpcdsl.Space = DPC, **others: Any) -> Plan:
-    return Plan.of(space, {"objective": "of the tests"}, "dpc", **{"seed": 3, **others})
-
-
-_OPEN: list[SearchStudy] = []
-
-
-@pytest.fixture(autouse=True)
-def closed() -> Iterator[None]:
-    """What a test has opened."""
-    yield
-    while _OPEN:
-        _OPEN.pop().close()
-
-
-def begun(where: str, **others: Any) -> SearchStudy:
-    _OPEN.append(SearchStudy.begin(where, plan(**others)))
-    return _OPEN[-1]
-
-
-def opened(where: str) -> SearchStudy:
-    _OPEN.append(SearchStudy.open(where))
-    return _OPEN[-1]
-
-
-def ends(study: SearchStudy) -> list[Seen]:
-    """The trials that count: each once, by its last attempt."""
-    lasting = [seen for seen in study.records() if seen.record is not None and seen.record.withdrawn is None]
-    return [seen for seen in lasting if seen.state == TrialState.COMPLETE or (seen.record and seen.record.failure)]
-
-
-def check_once_each(study: SearchStudy, trials: int) -> list[Record]:
-    """Every trial has ended exactly once, nothing is left, and no two are of one class."""
-    records = [seen.record for seen in ends(study) if seen.record is not None]
-    firsts = [seen.number if seen.record.first is None else seen.record.first for seen in ends(study) if seen.record]
-    assert len(records) == trials
-    assert len(set(firsts)) == trials
-    assert len({record.key for record in records}) == trials
-    view = View(study, attempts=1000).updated()
-    assert (view.finished, dict(view.unfinished), view.lost()) == (trials, {}, [])
-    return records
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def where(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return str(tmp_path / "search.db")
-    database: Callable[[], str] = request.getfixturevalue("postgresql")
-    return database()
 
 
 # What is kept
@@ -150,6 +93,43 @@ def test_another_plan_is_refused(field: str, others: dict[str, Any], tmp_path: P
     begun(str(tmp_path / "s.db"))
     with pytest.raises(DpcError, match=rf"the study search was begun with another {field}: .* \[DPC098\]"):
         begun(str(tmp_path / "s.db"), **others)
+
+
+def test_two_that_begin_at_once_begin_one(where: str) -> None:
+    """Who comes to a study whose maker has not yet said of what it is waits for that."""
+    ready = Barrier(4)
+
+    def begin(seed: int) -> int | None:
+        ready.wait()
+        try:
+            with SearchStudy.begin(where, plan(seed=seed)) as study:
+                return study.plan.seed
+        except DpcError:
+            return None
+
+    SearchStudy.begin(where, plan(), "there").close()  # the tables
+    with ThreadPoolExecutor(4) as threads:
+        seeds = [seed for seed in threads.map(begin, range(4)) if seed is not None]
+    assert seeds == [opened(where).plan.seed]
+    with pytest.raises(DpcError, match="begun with another seed"):
+        SearchStudy.begin(where, plan(seed=(seeds[0] + 1) % 4))
+
+
+def test_a_study_whose_maker_was_killed_is_begun_again(tmp_path: Path) -> None:
+    where = str(tmp_path / "s.db")
+    storage = open_storage(where)
+    storage.create_new_study(plan().directions, "search")
+    assert begun(where).plan == plan()
+
+
+def test_a_database_of_another_optuna(tmp_path: Path) -> None:
+    begun(str(tmp_path / "s.db")).close()
+    with sqlite3.connect(tmp_path / "s.db") as database:
+        database.execute("UPDATE alembic_version SET version_num = 'v2.6.0.a'")
+    with pytest.raises(
+        DpcError, match=r"no longer compatible(.|\n)*optuna storage upgrade(.|\n)*copy the database first"
+    ):
+        open_storage(str(tmp_path / "s.db"))
 
 
 def test_another_objective_is_refused(tmp_path: Path) -> None:
@@ -448,200 +428,6 @@ def test_after_an_outage_those_who_live_are_not_given_up(where: str) -> None:
     assert states == {alive.number: TrialState.RUNNING, dead.number: TrialState.FAIL}
 
 
-# Whole searches, by processes that are killed
-
-
-OBJECTIVE = """
-import os, time
-
-def score(cell, attempt):
-    time.sleep(float(os.environ["PAUSE"]) if attempt.number >= int(os.environ["FROM"]) else 0)
-    with open(os.environ["LOG"], "a") as log:
-        log.write(f"{attempt.number} {cell}\\n")
-    return sum(len(str(branch.operator)) for branch in cell.branches) / 100
-"""
-
-
-class Run:
-    """`dpc search` in a process of its own."""
-
-    def __init__(self, folder: Path, where: str, *options: str, pause: float = 0.0, since: int = 0) -> None:
-        (folder / "objective.py").write_text(OBJECTIVE)
-        environment = {**os.environ, "PAUSE": str(pause), "FROM": str(since), "LOG": str(folder / "log")}
-        command = [DPC_COMMAND, "search", "dpc", "--objective", "objective.py:score"]
-        self.process = subprocess.Popen(
-            [*command, "--storage", where, "--grace", "1.5", *options],
-            cwd=folder,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def workers(self) -> list[int]:
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        try:
-            found = [int(one) for one in children.read_text().split()]
-            return [one for one in found if b"spawn_main" in Path(f"/proc/{one}/cmdline").read_bytes()]
-        except OSError:
-            return []
-
-    def ended(self) -> tuple[int, str, str]:
-        out, err = self.process.communicate(timeout=900)
-        return self.process.returncode, out, err
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 180.0) -> Any:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if found := condition():
-            return found
-        time.sleep(0.05)
-    raise AssertionError("it did not come about")
-
-
-def test_workers_share_a_study(where: str, tmp_path: Path) -> None:
-    code, out, err = Run(tmp_path, where, "--trials", "60", "--workers", "3").ended()
-    assert (code, err) == (0, "")
-    study = opened(where)
-    records = check_once_each(study, 60)
-    assert len({record.asker for record in records}) == 3
-    assert len((tmp_path / "log").read_text().splitlines()) == 60
-    best = study.best(1)[0].record
-    assert best is not None
-    assert best.cell in out.splitlines()[2]
-
-
-def logged(folder: Path) -> int:
-    return len((folder / "log").read_text().splitlines()) if (folder / "log").exists() else 0
-
-
-def killed(
-    where: str,
-    folder: Path,
-    trials: int,
-    workers: int,
-    drivers: int,
-    seed: int,
-    restart: Callable[[], None] = lambda: None,
-    restarts: int = 0,
-) -> None:
-    """Workers, drivers and the database, at random moments; what ends is every trial, once."""
-    moments = random.Random(seed)
-    blows = ["worker"] * workers + ["driver"] * drivers + ["database"] * restarts
-    moments.shuffle(blows)
-    options = ("--trials", str(trials), "--workers", "3")
-    run = Run(folder, where, *options, pause=0.1)
-    wait_for(lambda: logged(folder))
-    for blow in blows:
-        time.sleep(moments.uniform(0.2, 2.0))
-        assert run.process.poll() is None, f"it ended before all was over: {run.ended()}"
-        if blow == "worker":
-            os.kill(moments.choice(wait_for(run.workers)), signal.SIGKILL)
-        elif blow == "database":
-            restart()
-        else:
-            run.process.kill()
-            run.ended()
-            run = Run(folder, where, *options, pause=0.1)
-    code, _, err = run.ended()
-    assert code == 0, err
-    check_once_each(opened(where), trials)
-
-
-def test_killed_workers_and_a_killed_driver_lose_nothing(where: str, tmp_path: Path) -> None:
-    killed(where, tmp_path, trials=200, workers=2, drivers=1, seed=1)
-
-
-def test_the_database_may_go_away_for_a_while(
-    postgresql_server: Postgresql, postgresql: Callable[[], str], tmp_path: Path
-) -> None:
-    """And so may a worker, which is begun again while it is away."""
-    runs: list[Run] = []
-
-    def restart() -> None:
-        postgresql_server.stop("immediate")  # as a crash
-        os.kill(wait_for(runs[0].workers)[0], signal.SIGKILL)
-        time.sleep(4)
-        postgresql_server.start()
-
-    where = postgresql()
-    runs.append(Run(tmp_path, where, "--trials", "60", "--workers", "3", pause=0.1))
-    wait_for(lambda: logged(tmp_path))
-    restart()
-    code, _, err = runs[0].ended()
-    assert code == 0, err
-    check_once_each(opened(where), 60)
-
-
-@pytest.mark.soak
-def test_two_hundred_kills_and_two_restarts_lose_nothing(
-    postgresql_server: Postgresql, postgresql: Callable[[], str], tmp_path: Path
-) -> None:
-    def restart() -> None:
-        postgresql_server.stop("immediate")
-        time.sleep(5)
-        postgresql_server.start()
-
-    killed(postgresql(), tmp_path, trials=4_000, workers=200, drivers=5, seed=2, restart=restart, restarts=2)
-
-
-@pytest.mark.soak
-def test_two_hundred_kills_on_a_file_lose_nothing(tmp_path: Path) -> None:
-    killed(str(tmp_path / "s.db"), tmp_path, trials=4_000, workers=200, drivers=5, seed=3)
-
-
-def test_an_interrupt_ends_cleanly_and_the_same_command_goes_on(where: str, tmp_path: Path) -> None:
-    run = Run(tmp_path, where, "--trials", "12", "--workers", "2", pause=99.0, since=3)
-    wait_for(lambda: logged(tmp_path) == 3)
-    study = opened(where)
-    wait_for(lambda: len(View(study).updated().unfinished) == 2)
-    run.process.send_signal(signal.SIGINT)
-    code, _, err = run.ended()
-    assert code == 130
-    assert err.splitlines()[-1] == "interrupted"
-    view = View(study).updated()
-    assert not view.unfinished
-    assert len(view.lost()) == 2
-    assert Run(tmp_path, where, "--trials", "12", "--workers", "2").ended()[0] == 0
-    check_once_each(study, 12)
-
-
-def test_failures_alike_stop_all_workers_with_the_reason(tmp_path: Path) -> None:
-    (tmp_path / "fails.py").write_text("def score(cell, attempt):\n    raise ValueError(f'no data {attempt.number}')\n")
-    command = [DPC_COMMAND, "search", "dpc", "--objective", "fails.py:score", "--trials", "99", "--workers", "2"]
-    for _ in range(2):  # and so does the next run, after as many again
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
-        assert done.returncode == 1
-        said, hint = done.stderr.splitlines()[-2:]
-        assert re.fullmatch(r"error: the last 5 trials failed alike: ValueError: no data \d+ \[DPC099\]", said)
-        assert hint == "    help: see to that first"
-    view = View(opened(str(tmp_path / "search.db"))).updated()
-    assert 10 <= view.finished <= 16
-
-
-def test_a_worker_that_someone_tells_to_end_is_begun_again(tmp_path: Path) -> None:
-    """It was not done: the search goes on to its last trial."""
-    where = str(tmp_path / "s.db")
-    run = Run(tmp_path, where, "--trials", "30", "--workers", "1", pause=0.2)
-    wait_for(lambda: logged(tmp_path) >= 2)
-    os.kill(run.workers()[0], signal.SIGTERM)
-    code, _, err = run.ended()
-    assert code == 0, err
-    check_once_each(opened(where), 30)
-
-
-def test_operators_of_a_plugin_are_known_to_workers(tmp_path: Path) -> None:
-    (tmp_path / "objective.py").write_text("def score(cell, attempt):\n    return float(len(str(cell)))\n")
-    (tmp_path / "mine.dpc").write_text("dpc 1\nspace mine { 2 * (any, conv1x1 | maxpool window {3, 5} x {3, 5}, _) }\n")
-    plugin = str(Path(__file__).parents[1] / "examples" / "maxpool.py")
-    options = ("--objective", "objective.py:score", "--trials", "4", "--storage", "s.db")
-    command = [DPC_COMMAND, "--plugin", plugin, "search", "mine.dpc", *options]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "maxpool window" in done.stdout
-
-
 def test_the_command_line_knows_all_strategies_and_costs() -> None:
     """It names them by itself, so that it need not import what they bring."""
     from dpcdsl.cli import searching
@@ -649,17 +435,6 @@ def test_the_command_line_knows_all_strategies_and_costs() -> None:
     assert (set(searching._OURS), set(searching._OPTUNAS)) == (set(STRATEGIES), set(SAMPLERS))
     (minimize,) = (option for option in searching.run.params if option.name == "minimize")
     assert tuple(minimize.type.choices) == COSTS  # type: ignore[attr-defined]
-
-
-def test_workers_that_cannot_start_are_told_of(tmp_path: Path) -> None:
-    (tmp_path / "dies.py").write_text("import os\ndef score(cell, attempt):\n    os._exit(7)\n")
-    command = [DPC_COMMAND, "search", "dpc", "--objective", "dies.py:score", "--trials", "9"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-2:] == [
-        "error: workers die again and again, the last one by exit code 7 [DPC099]",
-        "    help: what they have written is above; often it is memory: fewer --workers",
-    ]
 
 
 # Commands
@@ -716,6 +491,41 @@ def test_objectives_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     ]:
         with pytest.raises(DpcError, match=message):
             NamedObjective(wrong)
+
+
+@pytest.mark.parametrize(
+    "error", [optuna.exceptions.StorageInternalError("gone"), OperationalError("", {}, Exception("gone"))]
+)
+def test_an_outage_is_waited_out(error: Exception) -> None:
+    errors = [error, error]
+
+    def away_twice() -> int:
+        if errors:
+            raise errors.pop()
+        return 7
+
+    assert patiently(away_twice) == 7
+
+
+def test_signs_of_life_go_on_after_an_outage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = begun(str(tmp_path / "s.db"))
+    lost(study, 5)
+    (trial,) = study.records()
+    record, calls = study.storage.record_heartbeat, Event()
+    errors: list[Exception] = [
+        optuna.exceptions.StorageInternalError("gone"),
+        OperationalError("", {}, Exception("gone")),
+    ]
+
+    def heard(trial_id: int) -> None:
+        if errors:
+            raise errors.pop()
+        record(trial_id)
+        calls.set()
+
+    monkeypatch.setattr(study.storage, "record_heartbeat", heard)
+    with Pulse(study.storage, trial.id, 0.05):
+        assert calls.wait(30)
 
 
 def test_patience_ends() -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+import signal
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
@@ -19,28 +18,37 @@ from dpcdsl.cli.common import (
     cell_of,
     device_option,
     json_option,
-    load_plugins,
     names,
     print_json,
     proxy_options,
-    segmentation,
     space_argument,
     space_of,
     where_option,
 )
+from dpcdsl.cli.searches import (
+    fleet_of,
+    fleet_options,
+    plugins,
+    proxy_or_named,
+    searching,
+    storage_options,
+    watching,
+)
 from dpcdsl.errors import DpcError
 from dpcdsl.explain import table
 from dpcdsl.files import write_whole
-from dpcdsl.layers import Size
 
 if TYPE_CHECKING:
-    from dpcdsl.search.driver import SearchProgress
+    from dpcdsl.cell import Cell
     from dpcdsl.search.objective import Objective
     from dpcdsl.search.storage import Seen
+    from dpcdsl.search.study import Plan
+    from dpcdsl.search.worker import Terms
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 _OURS = ("near-best", "uniform", "evolution", "policy", "exhaustive")
 _OPTUNAS = ("tpe", "nsga2", "gp")
-_SPOKEN = 10.0  # seconds between two lines where there is no terminal
 
 
 class _Search(click.Group):
@@ -52,15 +60,6 @@ class _Search(click.Group):
         return super().parse_args(ctx, args)
 
 
-@contextmanager
-def _searching() -> Iterator[None]:
-    """To import what needs Optuna within."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise DpcError.of("DPC098", f"the search needs {error.name}", hint="pip install 'dpcdsl[search]'") from None
-
-
 @click.group("search", cls=_Search)
 def search_command() -> None:
     """Search a SPACE for the best cells: `dpc search SPACE …`; its options are told by `dpc search run -h`.
@@ -69,55 +68,72 @@ def search_command() -> None:
     """
 
 
-def storage_options(command: Any) -> Any:
-    for option in (
-        click.option("--name", default="search", show_default=True, help="Of the study, of which a storage has many."),
+def _search_options(command: F) -> F:
+    """What is searched for, and how: whoever works on a study says the same."""
+    options: list[Callable[[Any], Any]] = [
+        space_argument,
+        where_option,
+        click.option("--trials", type=click.IntRange(1), default=100, show_default=True, help="In all, over all runs."),
         click.option(
-            "--storage", default="search.db", show_default=True, metavar="FILE|URL", help="SQLite, or any URL."
+            "--objective",
+            default="proxy",
+            show_default=True,
+            metavar="proxy|MODULE:FUNCTION",
+            help="Of (cell, attempt); the larger the better.",
         ),
-    ):
+        click.option("--cache", metavar="DIR|URL", help="Of the proxy: see `dpc cache build`."),
+        click.option(
+            "--strategy",
+            type=click.Choice([*_OURS, *_OPTUNAS]),
+            default="near-best",
+            show_default=True,
+            help="Who proposes.",
+        ),
+        click.option("--uniform", type=float, help="Of near-best: the share of uniform samples."),
+        click.option("--best", type=int, help="Of near-best: how many of the best have neighbours drawn."),
+        click.option("--radius", type=int, help="Of near-best: how far a neighbour is at most."),
+        click.option(
+            "--minimize",
+            type=click.Choice(["params", "madds"]),
+            multiple=True,
+            help="A cost to search for beside the score.",
+        ),
+        click.option("--first", multiple=True, metavar="CELL", shell_complete=names, help="Evaluate it before others."),
+        click.option(
+            "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of proposals and evaluations."
+        ),
+        click.option(
+            "--grace",
+            type=click.FloatRange(1),
+            default=60.0,
+            show_default=True,
+            help="Seconds until a worker counts as dead.",
+        ),
+        storage_options,
+        proxy_options,
+        device_option,
+    ]
+    for option in reversed(options):
         command = option(command)
     return command
 
 
-@search_command.command("run")
-@space_argument
-@where_option
-@click.option("--trials", type=click.IntRange(1), default=100, show_default=True, help="In all, over all runs.")
-@click.option("--workers", type=click.IntRange(1, 1024), default=1, show_default=True, help="Processes.")
-@click.option(
-    "--objective",
-    default="proxy",
-    show_default=True,
-    metavar="proxy|MODULE:FUNCTION",
-    help="Of (cell, attempt); the larger the better.",
-)
-@click.option("--cache", metavar="DIR", type=click.Path(path_type=Path), help="Of the proxy: see `dpc cache build`.")
-@click.option(
-    "--strategy", type=click.Choice([*_OURS, *_OPTUNAS]), default="near-best", show_default=True, help="Who proposes."
-)
-@click.option("--uniform", type=float, help="Of near-best: the share of uniform samples.")
-@click.option("--best", type=int, help="Of near-best: how many of the best have neighbours drawn.")
-@click.option("--radius", type=int, help="Of near-best: how far a neighbour is at most.")
-@click.option(
-    "--minimize", type=click.Choice(["params", "madds"]), multiple=True, help="A cost to search for beside the score."
-)
-@click.option("--first", multiple=True, metavar="CELL", shell_complete=names, help="Evaluate it before others.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of proposals and evaluations.")
-@click.option(
-    "--grace", type=click.FloatRange(1), default=60.0, show_default=True, help="Seconds until a worker counts as dead."
-)
-@storage_options
-@proxy_options
-@device_option
-@json_option
-def run(
+class _Asked(NamedTuple):
+    """A search, as the options tell it."""
+
+    plan: Plan
+    objective: Objective
+    strategy: Any
+    first: list[Cell]
+    terms: Terms
+
+
+def _asked(
     space: str,
     where: Sequence[str],
     trials: int,
-    workers: int,
     objective: str,
-    cache: Path | None,
+    cache: str | None,
     strategy: str,
     uniform: float | None,
     best: int | None,
@@ -126,20 +142,12 @@ def run(
     first: tuple[str, ...],
     seed: int,
     grace: float,
-    storage: str,
-    name: str,
     trains: str,
     held_out: str,
     device: str,
-    as_json: bool,
     **settings: Any,
-) -> None:
-    """Search SPACE until so many trials have ended; a study that is there already is gone on with.
-
-    Ctrl-C ends it cleanly, and so does a kill, of a worker or of all: what was lost is run again.
-    """
-    with _searching():
-        from dpcdsl.search.driver import search
+) -> _Asked:
+    with searching():
         from dpcdsl.search.objective import identity_of
         from dpcdsl.search.strategies import NearBest
         from dpcdsl.search.study import Plan
@@ -152,93 +160,89 @@ def run(
             raise DpcError.of("DPC062", f"--{next(iter(given))} is a setting of near-best, not of {strategy}")
         chosen = NearBest(**given)
     named = space_of(space, where)
-    maximized, costs = _objective(objective, cache, trains, held_out, device, settings)
+    maximized, costs = proxy_or_named(objective, cache, trains, held_out, device, settings)
     plan = Plan.of(named.space, identity_of(maximized), named.name, minimize=minimize, seed=seed, **costs)
     cells = [cell_of(reference)[1] for reference in first]
-    terms = Terms(trials, interval=min(10.0, grace / 3), grace=grace)
-    with _watching() as report:
+    return _Asked(plan, maximized, chosen, cells, Terms(trials, interval=min(10.0, grace / 3), grace=grace))
+
+
+@search_command.command("run")
+@_search_options
+@fleet_options
+@json_option
+def run(
+    workers: int,
+    address: str | None,
+    cpus: float | None,
+    gpus: float | None,
+    storage: str,
+    name: str,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Search SPACE until so many trials have ended; a study that is there already is gone on with.
+
+    Ctrl-C ends it cleanly, and so does a kill, of a worker or of all: what was lost is run again.
+    """
+    asked = _asked(**options)
+    from dpcdsl.search.driver import search
+
+    with watching() as report:
         found = search(
             storage,
-            plan,
-            maximized,
-            chosen,
-            trials=trials,
+            asked.plan,
+            asked.objective,
+            asked.strategy,
+            trials=asked.terms.trials,
             workers=workers,
             name=name,
-            first=cells,
-            terms=terms,
-            prepare=partial(load_plugins, click.get_current_context().find_root().params["plugins"]),
+            first=asked.first,
+            terms=asked.terms,
+            fleet=fleet_of(address, cpus, gpus),
+            prepare=plugins(),
             report=report,
         )
     with found as study:
         _tell_best(study.best(5), as_json)
 
 
-def _objective(
-    reference: str, cache: Path | None, trains: str, held_out: str, device: str, settings: dict[str, Any]
-) -> tuple[Objective, dict[str, Any]]:
-    """What is maximized, and on which map costs are counted."""
-    from dpcdsl.search.objective import NamedObjective
+@search_command.command("worker")
+@_search_options
+@click.option(
+    "--workers", type=click.IntRange(1), required=True, help="How many there are in all, on whatever machines."
+)
+@click.option(
+    "--index",
+    type=click.IntRange(0),
+    required=True,
+    envvar=["SLURM_ARRAY_TASK_ID", "JOB_COMPLETION_INDEX"],
+    show_envvar=True,
+    help="Which of them this is, from 0.",
+)
+def worker(workers: int, index: int, storage: str, name: str, **options: Any) -> None:
+    """Work on a study as one of many, each begun by itself: a job of Slurm, or of Kubernetes.
 
-    if reference != "proxy":
-        return NamedObjective(reference), {}
-    if cache is None:
-        raise DpcError.of("DPC062", "the proxy needs --cache", hint="keep features with `dpc cache build` first")
-    with segmentation():
-        from dpcdsl.segmentation.objective import ProxyObjective
-        from dpcdsl.segmentation.proxy_task import ProxySettings
+    All are given the same options, but --index. The first to come begins the study. Ctrl-C and SIGTERM give up the
+    trial at once, so that another runs it again.
+    """
+    if index >= workers:
+        raise DpcError.of("DPC062", f"{workers} workers are numbered from 0 to {workers - 1}, not {index}")
+    asked = _asked(**options)
+    from dpcdsl.search.jobs import END_CODE, End, Job, serve
+    from dpcdsl.search.study import SearchStudy, View
 
-    found = ProxyObjective(cache.absolute() / trains, cache.absolute() / held_out, ProxySettings(**settings), device)
-    facts = found.caches[0].facts
-    stride = facts.model.output_stride
-    size: Size = ((facts.model.crop[0] - 1) // stride + 1, (facts.model.crop[1] - 1) // stride + 1)
-    return found, {"features": facts.channels, "size": size}
-
-
-@contextmanager
-def _watching() -> Iterator[Callable[[SearchProgress], None]]:
-    """A table on a terminal, and a line now and then elsewhere, both on standard error."""
-    if not sys.stderr.isatty():
-        spoken = time.monotonic()
-
-        def line(progress: SearchProgress) -> None:
-            nonlocal spoken
-            if time.monotonic() - spoken >= _SPOKEN:
-                spoken = time.monotonic()
-                click.echo(_in_words(progress), err=True)
-
-        yield line
-        return
-    from rich.console import Console
-    from rich.live import Live
-    from rich.table import Table
-
-    with Live(console=Console(stderr=True), refresh_per_second=4) as live:
-
-        def show(progress: SearchProgress) -> None:
-            shown = Table(show_header=False, box=None)
-            for key, value in _facts(progress):
-                shown.add_row(key, value)
-            live.update(shown)
-
-        yield show
-
-
-def _facts(progress: SearchProgress) -> list[tuple[str, str]]:
-    left = (progress.trials - progress.finished) / progress.rate if progress.rate else None
-    rows = [
-        ("trials", f"{progress.finished:,} of {progress.trials:,}, {progress.running} running"),
-        ("rate", f"{60 * progress.rate:,.1f} a minute" + ("" if left is None else f", {left:,.0f} s left")),
-    ]
-    if progress.best is not None and progress.best.record is not None and progress.best.record.scores is not None:
-        rows.append(("best", f"{progress.best.record.scores['score']:.4f} in trial {progress.best.number}"))
-        rows.append(("", progress.best.record.cell))
-    rows += [("failed", f"{count} times: {reason}") for reason, count in progress.failures.items()]
-    return rows
-
-
-def _in_words(progress: SearchProgress) -> str:
-    return "; ".join(f"{key} {value}" for key, value in _facts(progress) if key)
+    end = End()
+    for one in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(one, end.ask)
+    with SearchStudy.begin(storage, asked.plan, name) as study:
+        for cell in asked.first:
+            study.enqueue(cell)
+        count = View(study).updated().count
+    terms = replace(asked.terms, asker=index, askers=workers, since=count)
+    with suppress(KeyboardInterrupt):
+        serve(Job(storage, name, asked.objective, asked.strategy, terms, plugins()), end)
+    if end.asked:
+        raise SystemExit(END_CODE)
 
 
 @search_command.command("status")
@@ -246,7 +250,7 @@ def _in_words(progress: SearchProgress) -> str:
 @json_option
 def status(storage: str, name: str, as_json: bool) -> None:
     """How far a study is."""
-    with _searching():
+    with searching():
         from dpcdsl.search.study import SearchStudy, View
 
     with SearchStudy.open(storage, name) as study:
@@ -281,7 +285,7 @@ def status(storage: str, name: str, as_json: bool) -> None:
 @json_option
 def best_command(count: int, storage: str, name: str, as_json: bool) -> None:
     """The best cells; with several scores, those that the fewest others beat."""
-    with _searching():
+    with searching():
         from dpcdsl.search.study import SearchStudy
 
     with SearchStudy.open(storage, name) as study:
@@ -304,7 +308,7 @@ def _tell_best(trials: list[Seen], as_json: bool) -> None:
 @storage_options
 def export(out: Path, storage: str, name: str) -> None:
     """Write all trials as a table."""
-    with _searching():
+    with searching():
         from dpcdsl.search.study import SearchStudy
 
     kind = out.suffix.lower()

@@ -65,11 +65,14 @@ def open_storage(where: str, new: bool = True) -> RDBStorage:
                 connection.execute(sqlalchemy.text("PRAGMA journal_mode=WAL"))
     except (SQLAlchemyError, StorageInternalError, ImportError, ValueError, RuntimeError) as error:
         said = str(getattr(error, "orig", None) or error.__cause__ or error).strip().splitlines()
+        hint = "a file, or a URL of SQLAlchemy's; its driver has to be installed (psycopg for PostgreSQL)"
+        if isinstance(error, RuntimeError):  # the database is of another version of Optuna's; it says what to do
+            hint = "copy the database first: an upgrade cannot be undone"
         raise DpcError.of(
             "DPC098",
             f"the study's storage cannot be opened: {said[0] if said else type(error).__name__}",
             place=where,
-            hint="a file, or a URL of SQLAlchemy's; its driver has to be installed (psycopg for PostgreSQL)",
+            hint=hint,
         ) from None
     return storage
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import bisect
 import re
+import time
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -29,10 +30,12 @@ from dpcdsl.space import Space
 from dpcdsl.syntax import parse
 from dpcdsl.values import Value
 
-__all__ = ["COSTS", "Plan", "SearchStudy", "View"]
+__all__ = ["COSTS", "Plan", "SearchStudy", "View", "last_attempts"]
 
 #: Costs that can be minimized beside the score.
 COSTS = ("params", "madds")
+
+_BEGINS = 5.0  # seconds that who makes a study has to say of what: others wait for it, and then do so themselves
 
 
 class Plan(Value):
@@ -94,14 +97,21 @@ class SearchStudy:
         """
         storage = open_storage(where)
         with _closed_if_refused(storage):
+            is_new = True
             try:
                 study_id = patiently(lambda: storage.create_new_study(plan.directions, name))
             except optuna.exceptions.DuplicatedStudyError:
+                is_new = False
                 study_id = patiently(lambda: storage.get_study_id_from_name(name))
             there = _plan_of(storage, study_id)
-            if there is None:  # it is new, or its maker was killed before this
+            if there is None:
                 if storage.get_n_trials(study_id) or storage.get_study_directions(study_id) != plan.directions:
                     raise DpcError.of("DPC098", f"{shown(name)} is a study, but no search of cells", place=where)
+                until = time.monotonic() + _BEGINS
+                while not is_new and there is None and time.monotonic() < until:
+                    time.sleep(0.1)
+                    there = _plan_of(storage, study_id)
+            if there is None:  # it is this one's, or its maker was killed
                 patiently(lambda: storage.set_study_user_attr(study_id, ATTRIBUTE, plan.model_dump(mode="json")))
                 there = plan
             mine = plan.model_dump(mode="json")
@@ -212,6 +222,17 @@ class SearchStudy:
                 values = self.plan.larger_is_better(record.scores)
                 standings.add(Trial(seen.number, record.rank, None, True, values))
         return [found[rank] for rank in standings.best(count)] if found else []
+
+
+def last_attempts(trials: Iterable[Seen]) -> list[Seen]:
+    """Of the trials of a study those that count and have ended, each once, by how it has ended in the end."""
+    return [
+        seen
+        for seen in trials
+        if seen.record is not None
+        and seen.record.withdrawn is None
+        and (seen.state == TrialState.COMPLETE or (seen.state == TrialState.FAIL and seen.record.failure is not None))
+    ]
 
 
 class View:

@@ -27,7 +27,17 @@ from dpcdsl.segmentation.description import ModelDescription
 from dpcdsl.segmentation.transforms import SCALES
 from dpcdsl.values import Value
 
-__all__ = ["CacheFacts", "FeatureCache", "Kept", "Manifest", "Views", "read_manifest", "unusable", "write_manifest"]
+__all__ = [
+    "CacheFacts",
+    "FeatureCache",
+    "Kept",
+    "Manifest",
+    "Views",
+    "digest_of_text",
+    "read_manifest",
+    "unusable",
+    "write_manifest",
+]
 
 MANIFEST = "manifest.json"
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -155,17 +165,7 @@ class FeatureCache:
 
     def describe(self, cell: Cell, name: str = "", **others: Any) -> ModelDescription:
         """The model of a cell on the backbone of these features. others: fields of the description."""
-        model = self.facts.model
-        return ModelDescription.of(
-            cell,
-            name,
-            model.backbone,
-            model.labels,
-            model.crop,
-            output_stride=model.output_stride,
-            preprocessing=model.preprocessing,
-            **others,
-        )
+        return self.facts.model.with_cell(cell, name, **others)
 
 
 class Shard:
@@ -266,6 +266,10 @@ def digest_of(*tensors: Tensor) -> str:
         values: Any = tensor.contiguous().flatten().view(torch.uint8).numpy()
         found.update(values)
     return found.hexdigest()
+
+
+def digest_of_text(text: str) -> str:
+    return _digest(text.encode())
 
 
 def unusable(place: Path, reason: str, hint: str) -> DpcError:

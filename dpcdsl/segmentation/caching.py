@@ -44,7 +44,7 @@ from dpcdsl.segmentation.loading import seed_of
 from dpcdsl.segmentation.processes import Processes
 from dpcdsl.segmentation.transforms import Augmentation, enclosing, padded
 
-__all__ = ["CachePlan", "build_cache", "verify_cache"]
+__all__ = ["CachePlan", "build_cache", "data_digest", "verify_cache", "weights_digest"]
 
 _VIEW = 3  # beside the streams of loading.py
 
@@ -102,10 +102,10 @@ def build_cache(
         if processes.first:
             facts = CacheFacts(
                 model=description.of_backbone(),
-                weights=_weights_digest(backbone),
+                weights=weights_digest(backbone),
                 split=split,
                 images=len(data),
-                data=_data_digest(data),
+                data=data_digest(data),
                 views=views,
                 dtype=dtype,
                 channels=backbone.channels,
@@ -158,12 +158,12 @@ def verify_cache(
     manifest = read_manifest(folder)
     facts = manifest.facts
     if data is not None:
-        source = _data_digest(data)
+        source = data_digest(data)
         _compare(folder, facts, facts.model_copy(update={"data": source, "images": len(data)}))
     if weights is not None:
         backbone = Backbone(facts.model.backbone, facts.model.output_stride)
         begin_with(backbone, weights)
-        _compare(folder, facts, facts.model_copy(update={"weights": _weights_digest(backbone)}))
+        _compare(folder, facts, facts.model_copy(update={"weights": weights_digest(backbone)}))
     if manifest.shards is None:
         raise unusable(folder, "it is not whole", "go on with `dpc cache build`, with what it was begun with")
     for number, expected in enumerate(manifest.shards):
@@ -211,12 +211,12 @@ def _differences(name: str, then: Any, now: Any) -> Iterator[tuple[str, Any, Any
         yield name, then, now
 
 
-def _weights_digest(backbone: Backbone) -> str:
+def weights_digest(backbone: Backbone) -> str:
     state = sorted(backbone.network.state_dict().items())
     return digest_of(*(value.cpu() for _, value in state))
 
 
-def _data_digest(data: DataSet) -> str:
+def data_digest(data: DataSet) -> str:
     """Of the names and sizes of a data set's files, or of how it says what it is."""
     if isinstance(data, FileSet):
         said = str([(one.name, _size(one.image), _size(one.labels)) for one in data.files])

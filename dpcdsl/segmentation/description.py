@@ -100,6 +100,11 @@ class ModelDescription(Value):
         without = {"name": None, "cell": None, "space": None, "id": None, "decoder": None, "pooling": "paper"}
         return self.model_copy(update={"head": "classifier", **without})
 
+    def with_cell(self, cell: Cell, name: str = "", **others: Any) -> ModelDescription:
+        """The model of a cell on the same backbone, classes, crop and preprocessing. others: fields that differ."""
+        kept = {name: getattr(self, name) for name in ("output_stride", "preprocessing", "decoder", "pooling")}
+        return ModelDescription.of(cell, name, self.backbone, self.labels, self.crop, **{**kept, **others})
+
     @property
     def labels(self) -> LabelSet:
         """Raises :class:`DpcError` (DPC092) for names that cannot be."""

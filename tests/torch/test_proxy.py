@@ -6,6 +6,7 @@ import json
 import math
 import re
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -299,18 +300,22 @@ def test_an_optuna_pruner_is_a_watch(caches: Caches) -> None:
     assert [trial.state.name for trial in study.trials] == ["COMPLETE", "COMPLETE", "PRUNED"]
 
 
-def test_not_a_number_is_that_candidates_result(caches: Caches, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_not_a_number_is_that_candidates_result(value: str, caches: Caches, monkeypatch: pytest.MonkeyPatch) -> None:
     learn = module._Candidate.learn
 
     def wild(self: Any, step: int, *rest: Any) -> None:
         if self.index == 1 and step == 5:
-            self.head.logits.bias.data[0] = float("nan")
-        learn(self, step, *rest)
+            losses = self.losses.fresh
+            learn(self, step, *rest)
+            losses[-1].fill_(float(value))
+        else:
+            learn(self, step, *rest)
 
     monkeypatch.setattr(module._Candidate, "learn", wild)
     good, bad, same = proxy_many([CELL, OTHER, CELL], caches.train, caches.val, SHORT)
     assert isinstance(bad, DpcError)
-    assert str(bad) == "error: the loss is nan at step 6 [DPC096]\n    help: a lower rate"
+    assert str(bad) == f"error: the loss is {value} at step 6 [DPC096]\n    help: a lower rate"
     assert without_time(good) == without_time(same) == without_time(scored(CELL, caches))
 
 
@@ -343,6 +348,11 @@ def test_caches_that_do_not_belong_together(caches: Caches, backbone: Path, tmp_
     finer = DESCRIPTION.model_copy(update={"output_stride": 8})
     others = build_cache(UNSEEN, finer, tmp_path / "finer", weights=backbone)
     with pytest.raises(DpcError, match="its output_stride is not that of"):
+        proxy(CELL, caches.train, others, SHORT)
+    named = replace(STREET, names=(*STREET.names[:-1], "something else"))
+    renamed = ModelDescription.of(None, "", "test_resnet", named, CROP, preprocessing=Preprocessing())
+    others = build_cache(UNSEEN, renamed, tmp_path / "renamed", weights=backbone)
+    with pytest.raises(DpcError, match="its classes is not that of"):
         proxy(CELL, caches.train, others, SHORT)
 
 

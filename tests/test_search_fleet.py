@@ -1,0 +1,219 @@
+"""Searches on many machines: on a real Ray cluster of several nodes, and by workers of their own, that are killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from ray.cluster_utils import Cluster
+from searches import DPC_COMMAND, OBJECTIVE, Run, check_once_each, killed, logged, opened, wait_for
+from support import Dpc, Postgresql
+
+from dpcdsl.search.study import View
+
+pytestmark = pytest.mark.usefixtures("studies_are_closed")
+
+NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
+
+
+class Nodes:
+    """A Ray cluster whose head has no room for work, and nodes with room for one worker each."""
+
+    def __init__(self, count: int) -> None:
+        self.cluster = Cluster(initialize_head=True, head_node_args={**NODE, "num_cpus": 0})
+        self.nodes: list[Any] = []
+        for _ in range(count):
+            self.add()
+        self.address: str = self.cluster.address
+
+    def add(self) -> None:
+        self.nodes.append(self.cluster.add_node(**{**NODE, "include_dashboard": None}))
+
+    def lose(self) -> None:
+        """One node with all on it, as when a machine goes down; another comes."""
+        self.cluster.remove_node(self.nodes.pop(0), allow_graceful=False)
+        self.add()
+
+    def workers(self, _: Any = None) -> list[int]:
+        """The processes that are at work on a search."""
+        found = []
+        for process in psutil.process_iter(["cmdline", "pid"]):
+            command = " ".join(process.info["cmdline"] or [])
+            if command.startswith("ray::dpcdsl"):
+                found.append(process.info["pid"])
+        return found
+
+
+@pytest.fixture
+def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], Nodes]]:
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_health_check_period_ms", "500")  # a lost node is found lost soon
+    monkeypatch.setenv("RAY_health_check_timeout_ms", "1000")
+    made: list[Nodes] = []
+
+    def make(count: int) -> Nodes:
+        made.append(Nodes(count))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.cluster.shutdown()
+
+
+def test_workers_on_a_cluster_share_a_study(where: str, nodes: Callable[[int], Nodes], tmp_path: Path) -> None:
+    found = nodes(2)
+    run = Run(tmp_path, where, "--trials", "40", "--workers", "2", "--ray", found.address)
+    code, out, err = run.ended()
+    assert (code, err) == (0, "")
+    study = opened(where)
+    records = check_once_each(study, 40)
+    assert {record.asker for record in records} == {0, 1}
+    assert len((tmp_path / "log").read_text().splitlines()) == 40
+    best = study.best(1)[0].record
+    assert best is not None
+    assert best.cell in out.splitlines()[2]
+    assert not found.workers()
+
+
+def test_killed_workers_a_lost_node_and_a_killed_driver_lose_nothing(
+    postgresql: Callable[[], str],
+    nodes: Callable[[int], Nodes],
+    tmp_path: Path,
+) -> None:
+    found, where = nodes(3), postgresql()
+    killed(
+        where,
+        tmp_path,
+        trials=150,
+        workers=1,
+        drivers=1,
+        seed=1,
+        others=[found.lose],
+        options=("--ray", found.address),
+        workers_of=found.workers,
+    )
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_two_hundred_kills_five_drivers_two_nodes_and_two_restarts_lose_nothing(
+    postgresql_server: Postgresql,
+    postgresql: Callable[[], str],
+    nodes: Callable[[int], Nodes],
+    tmp_path: Path,
+) -> None:
+    found, where = nodes(3), postgresql()
+
+    def restart() -> None:
+        postgresql_server.stop("immediate")
+        time.sleep(5)
+        postgresql_server.start()
+
+    killed(
+        where,
+        tmp_path,
+        trials=4_000,
+        workers=200,
+        drivers=5,
+        seed=4,
+        others=[restart, restart, found.lose, found.lose],
+        options=("--ray", found.address),
+        workers_of=found.workers,
+    )
+
+
+def test_an_interrupt_ends_it_and_the_same_command_goes_on(nodes: Callable[[int], Nodes], tmp_path: Path) -> None:
+    where, options = str(tmp_path / "s.db"), ("--trials", "12", "--workers", "2", "--ray", nodes(2).address)
+    run = Run(tmp_path, where, *options, pause=99.0, since=3)
+    wait_for(lambda: logged(tmp_path) == 3)
+    study = opened(where)
+    wait_for(lambda: len(View(study).updated().unfinished) == 2)
+    run.process.send_signal(signal.SIGINT)
+    code, _, err = run.ended()
+    assert code == 130, err
+    view = View(study).updated()
+    assert not view.unfinished, "what a worker was at when it was interrupted waits for it to be heard of"
+    assert len(view.lost()) == 2
+    assert Run(tmp_path, where, *options).ended()[0] == 0
+    check_once_each(study, 12)
+
+
+def test_failures_alike_stop_a_search_on_a_cluster_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "fails.py").write_text("def score(cell, attempt):\n    raise ValueError(f'no data {attempt.number}')\n")
+    command = [DPC_COMMAND, "search", "dpc", "--objective", "fails.py:score", "--trials", "99", "--ray", "local"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "the last 5 trials failed alike: ValueError: no data" in done.stderr.splitlines()[-2]
+
+
+def test_no_cluster(dpc: Dpc, tmp_path: Path) -> None:
+    (tmp_path / "objective.py").write_text(OBJECTIVE)
+    options = ("--objective", "objective.py:score", "--trials", "3")
+    refused = dpc("search", "dpc", *options, "--ray", "127.0.0.1:1")
+    assert refused.code == 1
+    assert "there is no Ray cluster at 127.0.0.1:1" in refused.err
+    assert "Traceback" not in refused.err
+    refused = dpc("search", "dpc", *options, "--gpus", "1")
+    assert (refused.code, "they go with --ray" in refused.err) == (1, True)
+
+
+# Workers of their own
+
+
+class Worker:
+    """`dpc search worker` in a process of its own."""
+
+    def __init__(self, folder: Path, where: str, index: int, workers: int, trials: int, pause: float = 0.05) -> None:
+        (folder / "objective.py").write_text(OBJECTIVE)
+        environment = {**os.environ, "PAUSE": str(pause), "FROM": "0", "LOG": str(folder / "log")}
+        environment["SLURM_ARRAY_TASK_ID"] = str(index)
+        options = ("--objective", "objective.py:score", "--storage", where, "--grace", "1.5", "--workers", str(workers))
+        self.index = index
+        self.process = subprocess.Popen(
+            [DPC_COMMAND, "search", "worker", "dpc", *options, "--trials", str(trials)],
+            cwd=folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def ended(self) -> tuple[int, str]:
+        _, err = self.process.communicate(timeout=300)
+        return self.process.returncode, err
+
+
+def test_workers_of_their_own_share_a_study_and_may_be_killed(where: str, tmp_path: Path) -> None:
+    """They begin it at once; one is killed, one is told to end, and both come again, as a requeued job does."""
+    workers = [Worker(tmp_path, where, index, 3, 90) for index in range(3)]
+    wait_for(lambda: logged(tmp_path) >= 6)
+    workers[0].process.kill()
+    workers[1].process.send_signal(signal.SIGTERM)
+    assert workers[1].ended() == (143, "")
+    workers[0].ended()
+    workers[:2] = [Worker(tmp_path, where, index, 3, 90) for index in range(2)]
+    assert [one.ended() for one in workers] == [(0, "")] * 3
+    records = check_once_each(opened(where), 90)
+    assert {record.asker for record in records} == {0, 1, 2}
+    withdrawn = [seen for seen in opened(where).records() if seen.record and seen.record.withdrawn]
+    assert len(withdrawn) <= 6, "they propose the same cells"
+
+
+def test_a_worker_of_another_plan_is_refused(tmp_path: Path) -> None:
+    where = str(tmp_path / "s.db")
+    assert Worker(tmp_path, where, 0, 1, 2).ended() == (0, "")
+    command = [DPC_COMMAND, "search", "worker", "dpc", "--objective", "objective.py:score", "--storage", where]
+    for options, message in [
+        (["--workers", "2", "--index", "2"], "2 workers are numbered from 0 to 1, not 2"),
+        (["--workers", "2", "--index", "1", "--seed", "7"], "was begun with another seed"),
+    ]:
+        done = subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        assert message in done.stderr
