@@ -71,7 +71,8 @@ def test_workers_on_a_cluster_share_a_study(where: str, nodes: Callable[[int], N
     found = nodes(2)
     run = Run(tmp_path, where, "--trials", "40", "--workers", "2", "--ray", found.address)
     code, out, err = run.ended()
-    assert (code, err) == (0, "")
+    assert code == 0, err
+    assert all(line.startswith("trials ") for line in err.splitlines()), err  # of a slow machine
     study = opened(where)
     records = check_once_each(study, 40)
     assert {record.asker for record in records} == {0, 1}

@@ -21,7 +21,8 @@ pytestmark = pytest.mark.usefixtures("studies_are_closed")
 
 def test_workers_share_a_study(where: str, tmp_path: Path) -> None:
     code, out, err = Run(tmp_path, where, "--trials", "60", "--workers", "3").ended()
-    assert (code, err) == (0, "")
+    assert code == 0, err
+    assert all(line.startswith("trials ") for line in err.splitlines()), err  # of a slow machine
     study = opened(where)
     records = check_once_each(study, 60)
     assert len({record.asker for record in records}) == 3

@@ -17,6 +17,7 @@ from typing import Any
 
 import optuna
 import pytest
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 from searches import DPC, begun, check_once_each, ends, opened, plan, score
 from sqlalchemy.exc import OperationalError
@@ -312,6 +313,30 @@ def test_samplers_of_optuna(sampler: str, tmp_path: Path) -> None:
 def lost(study: SearchStudy, rank: int) -> None:
     """As a worker leaves it that dies before it was ever heard of."""
     study.add(study.record_of(rank, 0), TrialState.RUNNING)
+
+
+def test_a_trial_that_waits_is_taken_once(where: str) -> None:
+    """By one of several workers that see it wait; SQLite has no rows to lock."""
+    study = begun(where)
+    for rank in range(15):
+        study.add(study.record_of(rank), TrialState.WAITING)
+    waiting, ready = [seen.id for seen in study.records()], Barrier(4)
+
+    def take(_: int) -> list[int]:
+        with SearchStudy.open(where) as mine:
+            found = []
+            for trial in waiting:
+                ready.wait()
+                try:
+                    if patiently(lambda id=trial: mine.storage.set_trial_state_values(id, TrialState.RUNNING)):  # type: ignore[misc]
+                        found.append(trial)
+                except UpdateFinishedTrialError:
+                    continue
+            return found
+
+    with ThreadPoolExecutor(4) as threads:
+        taken = [trial for found in threads.map(take, range(4)) for trial in found]
+    assert sorted(taken) == waiting
 
 
 def test_a_lost_trial_is_run_again_and_counts_once(where: str) -> None:

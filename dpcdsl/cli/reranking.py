@@ -12,9 +12,10 @@ from dpcdsl.cli.common import json_option, print_json, space_argument, space_of,
 from dpcdsl.cli.searches import (
     fleet_of,
     fleet_options,
+    name_option,
     plugins,
     searching,
-    storage_options,
+    storage_option,
     training_objective,
     watching,
     ways_of,
@@ -27,13 +28,10 @@ if TYPE_CHECKING:
     from dpcdsl.search.fidelity import Fidelity
     from dpcdsl.search.rerank import Finalist, Reranking
 
-study_argument = click.argument("storage", metavar="STUDY")
-study_name_option = click.option("--name", default="search", show_default=True, help="Of the study in that storage.")
-
 
 @click.command("rerank")
-@study_argument
-@study_name_option
+@click.argument("storage", metavar="STUDY")
+@name_option("search")
 @click.option("--top", type=click.IntRange(1), default=50, show_default=True, help="How many of the best.")
 @click.option(
     "--objective",
@@ -199,7 +197,8 @@ def _draw(winner: Finalist, path: Path) -> None:
 @click.option("--count", type=click.IntRange(3), help="Cells that are drawn; by default all of a small space.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the draw, and of evaluations.")
 @click.option("-o", "--out", metavar="FILE", type=click.Path(path_type=Path), help="A plot: .png, .svg or .pdf.")
-@storage_options
+@storage_option
+@name_option("fidelity")
 @click.option("--grace", type=click.FloatRange(1), default=60.0, show_default=True, hidden=True)
 @fleet_options
 @json_option

@@ -30,9 +30,11 @@ if TYPE_CHECKING:
 __all__ = [
     "fleet_of",
     "fleet_options",
+    "name_option",
     "plugins",
     "proxy_or_named",
     "searching",
+    "storage_option",
     "storage_options",
     "training_objective",
     "watching",
@@ -53,15 +55,18 @@ def searching() -> Iterator[None]:
         raise DpcError.of("DPC098", f"the search needs {error.name}", hint="pip install 'dpcdsl[search]'") from None
 
 
-def storage_options(command: Any) -> Any:
-    for option in (
-        click.option("--name", default="search", show_default=True, help="Of the study, of which a storage has many."),
-        click.option(
-            "--storage", default="search.db", show_default=True, metavar="FILE|URL", help="SQLite, or any URL."
-        ),
-    ):
-        command = option(command)
-    return command
+def storage_options(command: F) -> F:
+    """Where a study is: its name, and its storage's."""
+    return storage_option(name_option("search")(command))
+
+
+def name_option(default: str) -> Callable[[F], F]:
+    return click.option("--name", default=default, show_default=True, help="Of the study, of which a storage has many.")
+
+
+storage_option = click.option(
+    "--storage", default="search.db", show_default=True, metavar="FILE|URL", help="SQLite, or any URL."
+)
 
 
 def fleet_options(command: F) -> F:

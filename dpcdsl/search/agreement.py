@@ -22,9 +22,10 @@ _RESAMPLES = 9_999
 class Agreement:
     """Of two scores of the same cells.
 
-    spearman: ρ, the correlation of the ranks; low, high: its 95 % bootstrap interval (BCa; Efron, 1987). kendall: τ-b.
-    All from -1 to 1, and None where they are not defined: for fewer than three cells, or a score that is the same for
-    all. top: of the ``k`` best by one, the share that is among the ``k`` best by the other, by k.
+    spearman: ρ, the correlation of the ranks; low, high: its 95 % bootstrap interval (BCa; Efron, 1987; of percentiles
+    where that is not defined). kendall: τ-b. All are from -1 to 1, and None where they are not defined: for fewer than
+    three cells, or a score that is the same for all. top: of the ``k`` best by one, the share that is among the ``k``
+    best by the other, by k.
     """
 
     cells: int
@@ -40,7 +41,7 @@ class Agreement:
     def __str__(self) -> str:
         if self.spearman is None:
             return f"{self.cells} cells: too few, or all alike"
-        between = "" if self.low is None else f" ({self.low:.2f} to {self.high:.2f})"
+        between = f" ({self.low:.2f} to {self.high:.2f})"
         tops = ", ".join(f"{share:.0%} of the best {k}" for k, share in self.top.items())
         return f"ρ = {self.spearman:.2f}{between}, τ = {self.kendall:.2f}, {self.cells} cells; both have {tops}"
 
@@ -76,12 +77,13 @@ def _spearman(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], axis: int 
         return (a * b).sum(axis) / np.sqrt((a * a).sum(axis) * (b * b).sum(axis))
 
 
-def _interval(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], seed: int) -> tuple[float | None, float | None]:
+def _interval(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64], seed: int) -> tuple[float, float]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of degenerate resamples, which end as NaN below
+        warnings.simplefilter("ignore")  # where leaving out one cell changes nothing, there is nothing to accelerate by
         found = stats.bootstrap(
             (x, y), _spearman, paired=True, vectorized=True, n_resamples=_RESAMPLES, method="BCa", rng=seed, batch=999
-        ).confidence_interval
-    if not np.isfinite([found.low, found.high]).all():
-        return None, None
-    return float(found.low), float(found.high)
+        )
+    low, high = found.confidence_interval
+    if not np.isfinite([low, high]).all():
+        low, high = np.nanquantile(found.bootstrap_distribution, (0.025, 0.975))
+    return float(low), float(high)

@@ -63,6 +63,7 @@ def open_storage(where: str, new: bool = True) -> RDBStorage:
         if is_file:
             with storage.engine.connect() as connection:  # readers and a writer do not wait for each other
                 connection.execute(sqlalchemy.text("PRAGMA journal_mode=WAL"))
+            _lock_whole_transactions(storage.engine)
     except (SQLAlchemyError, StorageInternalError, ImportError, ValueError, RuntimeError) as error:
         said = str(getattr(error, "orig", None) or error.__cause__ or error).strip().splitlines()
         hint = "a file, or a URL of SQLAlchemy's; its driver has to be installed (psycopg for PostgreSQL)"
@@ -75,6 +76,29 @@ def open_storage(where: str, new: bool = True) -> RDBStorage:
             hint=hint,
         ) from None
     return storage
+
+
+def _lock_whole_transactions(engine: sqlalchemy.Engine) -> None:
+    """Has SQLite lock from a transaction's begin to its end, as other databases do by FOR UPDATE.
+
+    By default a transaction begins with the first change: two workers may both see a trial wait, and both take it.
+    """
+
+    def connected(connection: Any, _: object) -> None:
+        connection.isolation_level = None  # sqlite3 begins no transaction by itself
+
+    def begins(connection: sqlalchemy.Connection) -> None:
+        if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    sqlalchemy.event.listen(engine, "connect", connected)
+    sqlalchemy.event.listen(engine, "begin", begins)
+    engine.dispose()  # the connections until now
+
+
+def _reading(storage: RDBStorage) -> sqlalchemy.Connection:
+    """For one query: it needs no transaction."""
+    return storage.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
 
 
 def patiently(call: Callable[[], T], outage: float = OUTAGE) -> T:
@@ -120,7 +144,7 @@ def changes(storage: RDBStorage, study: int, after: int, unfinished: Iterable[in
         .where(sqlalchemy.or_(trial.trial_id > after, trial.trial_id.in_(list(unfinished))))
         .order_by(trial.number)
     )
-    with storage.engine.connect() as connection:
+    with _reading(storage) as connection:
         return [
             Seen(row[0], row[1], row[2], None if row[3] is None else Record.model_construct(**json.loads(row[3])))
             for row in connection.execute(query)
@@ -140,7 +164,7 @@ def stale(storage: RDBStorage, study: int, grace: float) -> list[int]:
         .outerjoin(heartbeat, heartbeat.trial_id == trial.trial_id)
         .where(trial.study_id == study, trial.state == TrialState.RUNNING)
     )
-    with storage.engine.connect() as connection:
+    with _reading(storage) as connection:
         rows = connection.execute(query).all()
     found = []
     for trial_id, last, now in rows:
