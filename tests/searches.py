@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -65,27 +66,35 @@ def check_once_each(study: SearchStudy, trials: int) -> list[Record]:
 
 
 OBJECTIVE = """
-import os, time
+import json, time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+SETTINGS = json.loads((HERE / "settings.json").read_text())
 
 def score(cell, attempt):
-    time.sleep(float(os.environ["PAUSE"]) if attempt.number >= int(os.environ["FROM"]) else 0)
-    with open(os.environ["LOG"], "a") as log:
+    time.sleep(SETTINGS["pause"] if attempt.number >= SETTINGS["since"] else 0)
+    with (HERE / "log").open("a") as log:
         log.write(f"{attempt.number} {cell}\\n")
     return sum(len(str(branch.operator)) for branch in cell.branches) / 100
 """
+
+
+def write_objective(folder: Path, pause: float, since: int = 0) -> None:
+    """Into files, and not the environment, which not every worker shares. pause: seconds, from trial ``since`` on."""
+    (folder / "objective.py").write_text(OBJECTIVE)
+    (folder / "settings.json").write_text(json.dumps({"pause": pause, "since": since}))
 
 
 class Run:
     """`dpc search` in a process of its own."""
 
     def __init__(self, folder: Path, where: str, *options: str, pause: float = 0.0, since: int = 0) -> None:
-        (folder / "objective.py").write_text(OBJECTIVE)
-        environment = {**os.environ, "PAUSE": str(pause), "FROM": str(since), "LOG": str(folder / "log")}
+        write_objective(folder, pause, since)
         command = [DPC_COMMAND, "search", "dpc", "--objective", "objective.py:score"]
         self.process = subprocess.Popen(
             [*command, "--storage", where, "--grace", "1.5", *options],
             cwd=folder,
-            env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 from ray.cluster_utils import Cluster
-from searches import DPC_COMMAND, OBJECTIVE, Run, check_once_each, killed, logged, opened, wait_for
+from searches import DPC_COMMAND, Run, check_once_each, killed, logged, opened, wait_for, write_objective
 from support import Dpc, Postgresql
 
 from dpcdsl.search.study import View
@@ -51,44 +51,40 @@ class Nodes:
         return found
 
 
-@pytest.fixture
-def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], Nodes]]:
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.setenv("RAY_health_check_period_ms", "500")  # a lost node is found lost soon
-    monkeypatch.setenv("RAY_health_check_timeout_ms", "1000")
-    made: list[Nodes] = []
-
-    def make(count: int) -> Nodes:
-        made.append(Nodes(count))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.cluster.shutdown()
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_health_check_period_ms", "500")  # a lost node is found lost soon
+        patch.setenv("RAY_health_check_timeout_ms", "1000")
+        made = Nodes(3)
+        try:
+            yield made
+        finally:
+            made.cluster.shutdown()
 
 
-def test_workers_on_a_cluster_share_a_study(where: str, nodes: Callable[[int], Nodes], tmp_path: Path) -> None:
-    found = nodes(2)
-    run = Run(tmp_path, where, "--trials", "40", "--workers", "2", "--ray", found.address)
-    code, out, err = run.ended()
+def test_workers_on_a_cluster_share_a_study(postgresql: Callable[[], str], nodes: Nodes, tmp_path: Path) -> None:
+    where = postgresql()
+    code, out, err = Run(tmp_path, where, "--trials", "40", "--workers", "3", "--ray", nodes.address).ended()
     assert code == 0, err
     assert all(line.startswith("trials ") for line in err.splitlines()), err  # of a slow machine
     study = opened(where)
     records = check_once_each(study, 40)
-    assert {record.asker for record in records} == {0, 1}
+    assert {record.asker for record in records} == {0, 1, 2}
     assert len((tmp_path / "log").read_text().splitlines()) == 40
     best = study.best(1)[0].record
     assert best is not None
     assert best.cell in out.splitlines()[2]
-    assert not found.workers()
+    wait_for(lambda: not nodes.workers())
 
 
 def test_killed_workers_a_lost_node_and_a_killed_driver_lose_nothing(
     postgresql: Callable[[], str],
-    nodes: Callable[[int], Nodes],
+    nodes: Nodes,
     tmp_path: Path,
 ) -> None:
-    found, where = nodes(3), postgresql()
+    where = postgresql()
     killed(
         where,
         tmp_path,
@@ -96,9 +92,9 @@ def test_killed_workers_a_lost_node_and_a_killed_driver_lose_nothing(
         workers=1,
         drivers=1,
         seed=1,
-        others=[found.lose],
-        options=("--ray", found.address),
-        workers_of=found.workers,
+        others=[nodes.lose],
+        options=("--ray", nodes.address),
+        workers_of=nodes.workers,
     )
 
 
@@ -107,10 +103,10 @@ def test_killed_workers_a_lost_node_and_a_killed_driver_lose_nothing(
 def test_two_hundred_kills_five_drivers_two_nodes_and_two_restarts_lose_nothing(
     postgresql_server: Postgresql,
     postgresql: Callable[[], str],
-    nodes: Callable[[int], Nodes],
+    nodes: Nodes,
     tmp_path: Path,
 ) -> None:
-    found, where = nodes(3), postgresql()
+    where = postgresql()
 
     def restart() -> None:
         postgresql_server.stop("immediate")
@@ -124,14 +120,14 @@ def test_two_hundred_kills_five_drivers_two_nodes_and_two_restarts_lose_nothing(
         workers=200,
         drivers=5,
         seed=4,
-        others=[restart, restart, found.lose, found.lose],
-        options=("--ray", found.address),
-        workers_of=found.workers,
+        others=[restart, restart, nodes.lose, nodes.lose],
+        options=("--ray", nodes.address),
+        workers_of=nodes.workers,
     )
 
 
-def test_an_interrupt_ends_it_and_the_same_command_goes_on(nodes: Callable[[int], Nodes], tmp_path: Path) -> None:
-    where, options = str(tmp_path / "s.db"), ("--trials", "12", "--workers", "2", "--ray", nodes(2).address)
+def test_an_interrupt_ends_it_and_the_same_command_goes_on(nodes: Nodes, tmp_path: Path) -> None:
+    where, options = str(tmp_path / "s.db"), ("--trials", "12", "--workers", "2", "--ray", nodes.address)
     run = Run(tmp_path, where, *options, pause=99.0, since=3)
     wait_for(lambda: logged(tmp_path) == 3)
     study = opened(where)
@@ -155,7 +151,7 @@ def test_failures_alike_stop_a_search_on_a_cluster_with_the_reason(tmp_path: Pat
 
 
 def test_no_cluster(dpc: Dpc, tmp_path: Path) -> None:
-    (tmp_path / "objective.py").write_text(OBJECTIVE)
+    write_objective(tmp_path, 0)
     options = ("--objective", "objective.py:score", "--trials", "3")
     refused = dpc("search", "dpc", *options, "--ray", "127.0.0.1:1")
     assert refused.code == 1
@@ -172,15 +168,13 @@ class Worker:
     """`dpc search worker` in a process of its own."""
 
     def __init__(self, folder: Path, where: str, index: int, workers: int, trials: int, pause: float = 0.05) -> None:
-        (folder / "objective.py").write_text(OBJECTIVE)
-        environment = {**os.environ, "PAUSE": str(pause), "FROM": "0", "LOG": str(folder / "log")}
-        environment["SLURM_ARRAY_TASK_ID"] = str(index)
+        write_objective(folder, pause)
         options = ("--objective", "objective.py:score", "--storage", where, "--grace", "1.5", "--workers", str(workers))
         self.index = index
         self.process = subprocess.Popen(
             [DPC_COMMAND, "search", "worker", "dpc", *options, "--trials", str(trials)],
             cwd=folder,
-            env=environment,
+            env={**os.environ, "SLURM_ARRAY_TASK_ID": str(index)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

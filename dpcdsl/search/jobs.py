@@ -48,9 +48,9 @@ class End:
         self.asked = self.evaluates = False
 
     def ask(self, *_: object) -> None:
-        """Of a signal, too."""
-        self.asked = True
-        if self.evaluates:
+        """Of a signal, too; more often than once does no more."""
+        first, self.asked = not self.asked, True
+        if first and self.evaluates:
             raise KeyboardInterrupt
 
     def __enter__(self) -> None:

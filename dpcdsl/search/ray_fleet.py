@@ -6,7 +6,11 @@ import logging
 import math
 import os
 import signal
-from collections.abc import Sequence
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from threading import Thread
 from typing import Any
 
 import ray
@@ -86,7 +90,8 @@ def _serve(job: Job) -> DpcError | str | None:
     end = End()
     before = signal.signal(signal.SIGINT, end.ask)  # which is how Ray cancels a task
     try:
-        serve(job, end)
+        with _interrupts_are_heard():
+            serve(job, end)
     except DpcError as error:
         return error
     except KeyboardInterrupt:
@@ -94,6 +99,26 @@ def _serve(job: Job) -> DpcError | str | None:
     finally:
         signal.signal(signal.SIGINT, before)
     return "asked" if end.asked else None
+
+
+@contextmanager
+def _interrupts_are_heard() -> Iterator[None]:
+    """Ray's interrupt is no signal of the system: a main thread that sleeps, or waits for a library, would not wake."""
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    main = threading.get_ident()
+
+    def listen() -> None:
+        if ours.recv(1) == bytes([signal.SIGINT]):
+            signal.pthread_kill(main, signal.SIGINT)
+
+    before = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+    Thread(target=listen, daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        theirs.close()
 
 
 def _nodes() -> list[dict[str, Any]]:
