@@ -108,7 +108,6 @@ def test_two_that_begin_at_once_begin_one(where: str) -> None:
         except DpcError:
             return None
 
-    SearchStudy.begin(where, plan(), "there").close()  # the tables
     with ThreadPoolExecutor(4) as threads:
         seeds = [seed for seed in threads.map(begin, range(4)) if seed is not None]
     assert seeds == [opened(where).plan.seed]

@@ -44,8 +44,9 @@ class RayFleet:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             options = {"include_dashboard": False, "num_cpus": max(os.cpu_count() or 1, math.ceil(self.cpus))}
         try:
+            _knock(self.address)
             ray.init(self.address, log_to_driver=False, logging_level=logging.ERROR, **options)
-        except (ConnectionError, ValueError, RuntimeError, lost.RayError) as error:
+        except (OSError, ValueError, RuntimeError, lost.RayError) as error:
             raise DpcError.of(
                 "DPC099",
                 f"there is no Ray cluster at {self.address}: {str(error).strip().splitlines()[0]}",
@@ -119,6 +120,13 @@ def _interrupts_are_heard() -> Iterator[None]:
     finally:
         signal.set_wakeup_fd(before)
         theirs.close()
+
+
+def _knock(address: str) -> None:
+    """Raises OSError where nobody listens, for which Ray itself waits for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and "://" not in address and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def _nodes() -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import time
 from collections.abc import Callable, Iterable
 from datetime import timedelta
@@ -22,7 +23,7 @@ from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import TrialState
 from sqlalchemy.engine import URL as _URL
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
 
 from dpcdsl.errors import DpcError
 from dpcdsl.search.records import ATTRIBUTE, Record
@@ -58,8 +59,7 @@ def open_storage(where: str, new: bool = True) -> RDBStorage:
             raise DpcError.of("DPC098", "there is no such file", place=where, hint="`dpc search SPACE` begins a study")
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # what it warns of is told by the study
     try:
-        # As text it would have to be escaped: twice, since Optuna fills in templates.
-        storage = RDBStorage(url.render_as_string(hide_password=False), engine_kwargs=engine)
+        storage = _made(url, engine)
         if is_file:
             with storage.engine.connect() as connection:  # readers and a writer do not wait for each other
                 connection.execute(sqlalchemy.text("PRAGMA journal_mode=WAL"))
@@ -76,6 +76,19 @@ def open_storage(where: str, new: bool = True) -> RDBStorage:
             hint=hint,
         ) from None
     return storage
+
+
+def _made(url: _URL, engine: dict[str, Any]) -> RDBStorage:
+    """Several that come to an empty database at once all make its tables, of which only one succeeds."""
+    for again in range(5):
+        try:
+            # As text it would have to be escaped: twice, since Optuna fills in templates.
+            return RDBStorage(url.render_as_string(hide_password=False), engine_kwargs=engine)
+        except (ProgrammingError, IntegrityError, OperationalError) as error:
+            if again == 4 or not re.search("already exists|duplicate key|UNIQUE", str(error)):
+                raise
+            time.sleep(0.5)
+    raise AssertionError
 
 
 def _lock_whole_transactions(engine: sqlalchemy.Engine) -> None:
