@@ -24,6 +24,7 @@ import gpu
 import language
 import products
 import proxy
+import report
 import search
 import segmentation
 
@@ -48,6 +49,7 @@ TABLES: dict[str, Callable[[], list[list[str]] | None]] = {
     "searchers": search.searchers,
     "proposals": search.proposals,
     "throughput": search.throughput,
+    "report": report.measure,
     "gpu": gpu.measure,
 }
 

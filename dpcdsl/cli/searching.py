@@ -53,7 +53,7 @@ class _Search(click.Group):
 
 
 @contextmanager
-def _searching() -> Iterator[None]:
+def searching() -> Iterator[None]:
     """To import what needs Optuna within."""
     try:
         yield
@@ -138,7 +138,7 @@ def run(
 
     Ctrl-C ends it cleanly, and so does a kill, of a worker or of all: what was lost is run again.
     """
-    with _searching():
+    with searching():
         from dpcdsl.search.driver import search
         from dpcdsl.search.objective import identity_of
         from dpcdsl.search.strategies import NearBest
@@ -246,7 +246,7 @@ def _in_words(progress: SearchProgress) -> str:
 @json_option
 def status(storage: str, name: str, as_json: bool) -> None:
     """How far a study is."""
-    with _searching():
+    with searching():
         from dpcdsl.search.study import SearchStudy, View
 
     with SearchStudy.open(storage, name) as study:
@@ -281,7 +281,7 @@ def status(storage: str, name: str, as_json: bool) -> None:
 @json_option
 def best_command(count: int, storage: str, name: str, as_json: bool) -> None:
     """The best cells; with several scores, those that the fewest others beat."""
-    with _searching():
+    with searching():
         from dpcdsl.search.study import SearchStudy
 
     with SearchStudy.open(storage, name) as study:
@@ -304,7 +304,7 @@ def _tell_best(trials: list[Seen], as_json: bool) -> None:
 @storage_options
 def export(out: Path, storage: str, name: str) -> None:
     """Write all trials as a table."""
-    with _searching():
+    with searching():
         from dpcdsl.search.study import SearchStudy
 
     kind = out.suffix.lower()
