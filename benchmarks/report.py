@@ -34,7 +34,9 @@ def filled(where: str, trials: int) -> SearchStudy:
         for rank, score in zip(ranks.tolist(), scores.tolist(), strict=True)
     ]
     with study.storage.engine.begin() as connection:
-        rows: list[dict[str, Any]] = [{"number": number, "study_id": study.id, "state": TrialState.COMPLETE} for number in range(trials)]
+        rows: list[dict[str, Any]] = [
+            {"number": number, "study_id": study.id, "state": TrialState.COMPLETE} for number in range(trials)
+        ]
         connection.execute(insert(models.TrialModel), rows)
     with study.storage.engine.begin() as connection:
         rows = [
@@ -59,7 +61,16 @@ def measure() -> list[list[str]] | None:
         file.write_text(text, encoding="utf-8")
         painted, drawn = opened(file, chromium)
     return [
-        ["trials", "cells shown", "file", "read and drawn", "page made", "first contentful paint", "first chart", "bars"],
+        [
+            "trials",
+            "cells shown",
+            "file",
+            "read and drawn",
+            "page made",
+            "first contentful paint",
+            "first chart",
+            "bars",
+        ],
         [
             *(f"{TRIALS:,}", f"{len(findings.top)}", f"{len(text.encode()) / 1e6:.2f} MB"),
             *(f"{read - began:.1f} s", f"{made - read:.2f} s", f"{painted:.2f} s", f"{drawn:.2f} s"),

@@ -1,4 +1,4 @@
-"""The report of a search: what it gathers, by oracles, and the page, in a real browser that is told of every message."""
+"""The report of a search: what it gathers, by oracles, and the page, in a real browser whose every message is told."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 DPC = dpcdsl.read_space("dpc")
 CELLS = dpcdsl.enumerator(DPC)
 HOSTILE = "</script><img src=x onerror=\"window.hurt=1\"><!-- ]]> & 'quoted' <script>window.hurt=1</script>"
-CHARTS = ["distribution", "progress", "cost", "finals", "operators", "inputs"]
+CHARTS = ["distribution", "progress", "cost", "finals", "operators", "inputs", "kinds"]
 
 
 def score(cell: Cell, _: Attempt) -> float:
@@ -97,7 +97,11 @@ def test_the_best_by_final_score_is_shown_though_it_is_not_among_the_top(study: 
     found = gather(study, finals, top=2)
     assert [cell.number for cell in found.top] == [5, 4]
     assert found.best_final is not None
-    assert (found.best_final.number, found.best_final.place, found.best_final.final) == (0, 6, 0.9)  # of equals the first
+    assert (found.best_final.number, found.best_final.place, found.best_final.final) == (
+        0,
+        6,
+        0.9,
+    )  # of equals the first
 
 
 @pytest.mark.parametrize("minimize", [(), ("params",), ("params", "madds")])
@@ -201,7 +205,9 @@ def test_dpc_report(dpc: Dpc, tmp_path: Path) -> None:
         best = study.best(3)
         plan = study.plan
         records = [seen.record for seen in best if seen.record]
-    with SearchStudy.begin("search.db", plan.model_copy(update={"objective": {"objective": "final"}}), "search.final") as f:
+    with SearchStudy.begin(
+        "search.db", plan.model_copy(update={"objective": {"objective": "final"}}), "search.final"
+    ) as f:
         for record, final in zip(records, (0.5, 0.25, 0.75), strict=True):
             ended(f, record.rank, final)
         assert finals_of(f) == dict(zip((record.key for record in records), (0.5, 0.25, 0.75), strict=True))
@@ -212,7 +218,8 @@ def test_dpc_report(dpc: Dpc, tmp_path: Path) -> None:
     assert "Spearman’s ρ is -0.500 and Kendall’s τ is -0.333." in text
 
 
-def test_dpc_report_refuses(dpc: Dpc, study: SearchStudy, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("study")
+def test_dpc_report_refuses(dpc: Dpc, tmp_path: Path) -> None:
     done = dpc("report", "nowhere.db")
     assert done.code == 1
     assert "there is no such file [DPC098]" in done.err
@@ -324,10 +331,19 @@ def opened(browser: Browser, tmp_path: Path) -> Iterator[Opener]:
     assert all(url.startswith("file:") and url.endswith("/report.html") for url in asked), asked
 
 
+def until(tab: Page, condition: str) -> None:
+    """Waits for an expression of JavaScript: the page lets no one wait in it, who would have to evaluate text there."""
+    for _ in range(400):
+        if tab.evaluate(condition):
+            return
+        tab.wait_for_timeout(50)
+    pytest.fail(f"it never came to this: {condition}")
+
+
 def draw_all(tab: Page) -> None:
     for chart in tab.locator("[data-chart]").all():
         chart.scroll_into_view_if_needed()
-    tab.wait_for_function("document.querySelectorAll('[data-chart]:not([data-drawn])').length === 0")
+    until(tab, "document.querySelectorAll('[data-chart]:not([data-drawn])').length === 0")
     tab.wait_for_timeout(100)  # large ones are drawn a part a frame
 
 
@@ -373,12 +389,19 @@ def test_the_cost_is_chosen(opened: Opener) -> None:
     params.focus()
     tab.keyboard.press("Enter")
     assert [each.get_attribute("aria-pressed") for each in (params, madds)] == ["true", "false"]
-    tab.wait_for_function(f"before => {picture} !== before", arg=before)
+    until(tab, f"{picture} !== {json.dumps(before)}")
 
 
 @pytest.mark.parametrize(
     ("column", "key", "first"),
-    [("Rank", "place", 1), ("Score", "score", -1), ("Final", "final", -1), ("Params", "params", 1), ("MAdds", "madds", 1), ("Trial", "number", 1)],
+    [
+        ("Rank", "place", 1),
+        ("Score", "score", -1),
+        ("Final", "final", -1),
+        ("Params", "params", 1),
+        ("MAdds", "madds", 1),
+        ("Trial", "number", 1),
+    ],
 )
 def test_columns_sort(opened: Opener, column: str, key: str, first: int) -> None:
     findings = made(100)
@@ -396,7 +419,9 @@ def test_columns_sort(opened: Opener, column: str, key: str, first: int) -> None
 
         assert places(tab) == [cell.place for cell in sorted(findings.top, key=wanted)]
         order = "ascending" if sign > 0 else "descending"
-        states = {head.inner_text().strip(): head.get_attribute("aria-sort") for head in tab.locator("th[aria-sort]").all()}
+        states = {
+            head.inner_text().strip(): head.get_attribute("aria-sort") for head in tab.locator("th[aria-sort]").all()
+        }
         assert states.pop(column) == order
         assert set(states.values()) == {"none"}
 
@@ -420,13 +445,13 @@ def test_filters(opened: Opener) -> None:
     check(lambda cell: "avgpool" in cell.cell and "(Y1," in cell.cell)
     tab.keyboard.press("Enter")  # sends nothing, and leads nowhere
     tab.get_by_role("button", name="Clear").click()
-    tab.wait_for_function("document.querySelector('#shown').textContent === '20 cells'")
+    until(tab, "document.querySelector('#shown').textContent === '20 cells'")
     assert len(places(tab)) == total
     limit = sorted(cell.params for cell in findings.top)[5]
-    for given in (str(limit), f"{limit:,}", f"{limit / 1e6} M", f"{limit / 1e3}k"):
-        tab.get_by_label("Params at most").fill(given)
+    for text_of_it in (str(limit), f"{limit:,}", f"{limit / 1e6} M", f"{limit / 1e3}k"):
+        tab.get_by_label("Params at most").fill(text_of_it)
         check(lambda cell: cell.params <= limit)
-    tab.get_by_role("button", name="Trial").click()  # sorts what is left
+    tab.get_by_role("button", name="Trial", exact=True).click()  # sorts what is left
     assert places(tab) == [c.place for c in sorted(findings.top, key=lambda c: c.number) if c.params <= limit]
     tab.get_by_label("Params at most").fill("few")
     assert tab.get_by_label("Params at most").get_attribute("aria-invalid") == "true"
@@ -437,7 +462,9 @@ def test_filters(opened: Opener) -> None:
 
 
 NO_CLIPBOARD = "Object.defineProperty(Navigator.prototype, 'clipboard', {get: () => undefined})"
-REFUSED = "Object.defineProperty(Navigator.prototype, 'clipboard', {get: () => ({writeText: () => Promise.reject(Error())})})"
+REFUSED = (
+    "Object.defineProperty(Navigator.prototype, 'clipboard', {get: () => ({writeText: () => Promise.reject(Error())})})"
+)
 
 
 @pytest.mark.parametrize("script", ["", NO_CLIPBOARD, REFUSED])
@@ -449,7 +476,7 @@ def test_a_cell_is_copied_as_it_is(opened: Opener, script: str) -> None:
         button = tab.locator(f"#rows tr[data-place='{cell.place}'] button")
         button.focus()
         tab.keyboard.press("Enter")
-        tab.wait_for_function("document.querySelector('#said').textContent === 'The cell is copied.'")
+        until(tab, "document.querySelector('#said').textContent === 'The cell is copied.'")
         assert button.inner_text() == "Copied"
         assert button.evaluate("button => button === document.activeElement")
         text = tab.get_by_label("Text in the cell")
@@ -494,13 +521,14 @@ def test_the_system_may_change_its_mind(opened: Opener) -> None:
     tab = opened(made(50), color_scheme="light")
     draw_all(tab)
     tab.emulate_media(color_scheme="dark")
-    tab.wait_for_function("document.querySelectorAll('[data-drawn=dark]').length === 6")
+    until(tab, "document.querySelectorAll('[data-drawn=dark]').length === 7")
     assert luminance(tab) < 0.5
 
 
 CONTRAST = """() => {
   const light = text => {
-    const [r, g, b] = text.match(/[\\d.]+/g).map(Number).map(v => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    const linear = v => (v / 255) <= 0.03928 ? v / 255 / 12.92 : ((v / 255 + 0.055) / 1.055) ** 2.4;
+    const [r, g, b] = text.match(/[\\d.]+/g).map(Number).map(linear);
     return 0.2126 * r + 0.7152 * g + 0.0722 * b;
   };
   const paper = light(getComputedStyle(document.body).backgroundColor);
@@ -508,7 +536,7 @@ CONTRAST = """() => {
   for (const node of document.querySelectorAll("body *:not(script):not(svg *)")) {
     if (![...node.childNodes].some(child => child.nodeType === 3 && child.textContent.trim())) continue;
     const style = getComputedStyle(node);
-    if (style.backgroundColor !== "rgba(0, 0, 0, 0)" && node.tagName === "BUTTON" && node.ariaPressed === "true") continue;
+    if (node.ariaPressed === "true") continue;
     const ink = light(style.color);
     found[style.color] = (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05);
   }
@@ -539,7 +567,9 @@ def test_the_keyboard_sees_where_it_is(opened: Opener) -> None:
     seen = []
     for _ in range(16):
         tab.keyboard.press("Tab")
-        seen.append(tab.evaluate("document.activeElement.tagName + ':' + document.activeElement.textContent.slice(0, 40)"))
+        seen.append(
+            tab.evaluate("document.activeElement.tagName + ':' + document.activeElement.textContent.slice(0, 40)")
+        )
         outline = tab.evaluate("getComputedStyle(document.activeElement).outlineStyle")
         assert outline == "solid", seen
     assert seen[0] == "A:Skip to the best cells"
@@ -565,11 +595,14 @@ def test_hostile_texts_are_texts(opened: Opener) -> None:
     tab = opened(findings)
     draw_all(tab)
     for key in ("operators", "inputs"):
+        tab.locator(f"[data-chart={key}]").scroll_into_view_if_needed()
         box = tab.locator(f"[data-chart={key}]").bounding_box()
         assert box is not None
-        for down in range(50, int(box["height"]) - 40, 15):  # names are in what hovers there
-            tab.mouse.move(box["x"] + box["width"] / 2, box["y"] + down)
-        assert tab.locator(f"[data-chart={key}]").get_by_text(HOSTILE).count() == 1
+        hovering = ""
+        for down in range(40, int(box["height"]) - 40, 15):  # over all rows
+            tab.mouse.move(box["x"] + box["width"] - 60, box["y"] + down)
+            hovering += tab.locator(f"[data-chart={key}]").inner_text()
+        assert HOSTILE in hovering
     assert tab.evaluate("window.hurt") is None
     assert tab.locator("img").count() == 0
     assert tab.locator("script").count() == 4
@@ -582,15 +615,19 @@ def test_hostile_texts_are_texts(opened: Opener) -> None:
 def test_nothing_may_be_loaded_or_run_that_is_not_of_the_page(browser: Browser, tmp_path: Path) -> None:
     """Even if a text were to break out."""
     file = tmp_path / "broken.html"
-    text = page(made(3)).replace("</main>", "<img src=x onerror='window.hurt=1'><script>window.hurt=2</script></main>")
-    file.write_text(text, encoding="utf-8")
+    (tmp_path / "there.js").write_text("window.hurt = 3")
+    hurting = "<img src=x onerror='window.hurt=1'><script>window.hurt=2</script><script src=there.js></script>"
+    file.write_text(page(made(3)).replace("</main>", hurting + "</main>"), encoding="utf-8")
     tab = browser.new_page()
-    asked: list[str] = []
-    tab.on("request", lambda request: asked.append(request.url))
+    loaded: list[str] = []
+    refused: list[str | None] = []
+    tab.on("requestfinished", lambda request: loaded.append(request.url))
+    tab.on("requestfailed", lambda request: refused.append(request.failure))
     tab.goto(file.as_uri())
     tab.wait_for_timeout(200)
     assert tab.evaluate("window.hurt") is None
-    assert asked == [file.as_uri()]
+    assert set(loaded) <= {file.as_uri()}
+    assert refused == ["csp", "csp"]
     tab.close()
 
 
@@ -601,7 +638,7 @@ def test_few_trials(opened: Opener, trials: int) -> None:
         findings = replace(findings, kinds=(), operators=(), inputs=(), running=2)
     tab = opened(findings)
     draw_all(tab)
-    assert tab.locator("canvas").count() == (6 if trials else 0)
+    assert tab.locator("canvas").count() == (7 if trials else 0)
     assert tab.locator("#rows tr").count() == trials
     assert f"{trials} complete" in tab.locator(".facts").inner_text()
     assert ("No trial has ended with a score yet" in tab.content()) == (trials == 0)
@@ -632,7 +669,7 @@ def test_28_000_trials(opened: Opener) -> None:
     assert tab.evaluate("document.querySelectorAll('*').length") < 10_000
     for key in ("progress", "cost"):
         chart = tab.locator(f"[data-chart={key}]")
-        assert chart.evaluate(INK) > 0.05
+        assert chart.evaluate(INK) > 0.03
         large = chart.evaluate("node => echarts.getInstanceByDom(node).getOption().series[0].large")
         assert large is True
     tab.get_by_label("Text in the cell").fill("avgpool")

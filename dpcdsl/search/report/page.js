@@ -180,7 +180,8 @@
     axisLabel: { color: c.muted, fontSize: 11, formatter: format, hideOverlap: true },
     ...more,
   });
-  const across = { nameGap: 28, splitNumber: innerWidth < 500 ? 3 : 6 };
+  const narrow = innerWidth < 500;
+  const across = { nameGap: 28, splitNumber: narrow ? 3 : 6 };
   const up = { nameGap: 48, splitNumber: 5 };
   const framed = (c, more) => ({
     animation: false,
@@ -279,14 +280,15 @@
           formatter: ({ value }) => `trial ${counted(value[2])}<br>score <b>${scored(value[0])}</b><br>final <b>${scored(value[1])}</b>`,
         },
         options: {
-          xAxis: valueAxis(c, "score of the search", ticks(points.map((point) => point[0])), { ...across, splitLine: { show: false } }),
-          yAxis: valueAxis(c, "final score", ticks(data.finals.final), up),
+          xAxis: valueAxis(c, "score of the search", ticks(points.map((point) => point[0])), { ...across, boundaryGap: ["2%", "2%"], splitLine: { show: false } }),
+          yAxis: valueAxis(c, "final score", ticks(data.finals.final), { ...up, boundaryGap: ["2%", "2%"] }),
           series: [{ ...scatter(c, points, 6), itemStyle: { color: points.length > 300 ? c.dots : c.accent } }],
         },
       });
     },
     operators: (c) => dots(c, data.operators),
     inputs: (c) => dots(c, data.inputs),
+    kinds: (c) => dots(c, data.kinds),
   };
 
   // A row for each name: the shares among all, the best tenth and the best hundredth as three marks on a line.
@@ -310,8 +312,8 @@
         },
       },
       options: {
-        legend: { top: 0, left: 0, itemWidth: 10, itemHeight: 10, itemGap: 12, data: data.groups.map((name) => ({ name })), textStyle: { color: c.muted, fontSize: 11 }, selectedMode: false },
-        grid: { left: 8, right: 22, top: 44, bottom: 44, containLabel: true },
+        legend: { top: 0, left: 0, orient: narrow ? "vertical" : "horizontal", itemWidth: 10, itemHeight: 10, itemGap: 12, data: data.groups.map((name) => ({ name })), textStyle: { color: c.muted, fontSize: 11 }, selectedMode: false },
+        grid: { left: 8, right: 22, top: narrow ? 66 : 40, bottom: 44, containLabel: true },
         xAxis: valueAxis(c, "share of branches", (value) => `${tick(100 * value)} %`, { ...across, min: 0, splitNumber: 4, scale: false }),
         yAxis: {
           type: "category",
@@ -319,7 +321,7 @@
           inverse: true,
           axisLine: { show: false },
           axisTick: { show: false },
-          axisLabel: { color: c.ink, fontSize: 11, interval: 0 },
+          axisLabel: { color: c.ink, fontSize: 11, interval: 0, width: narrow ? 130 : 200, overflow: "truncate" },
           splitLine: { show: true, lineStyle: { color: c.faint } },
         },
         series: [

@@ -64,7 +64,9 @@ def _digest(script: str) -> str:
 
 def _text(value: object) -> str:
     """As it is to be read, whatever it holds."""
-    return html.escape("".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in str(value)))
+    return html.escape(
+        "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in str(value))
+    )
 
 
 def _as_json(value: Any) -> str:
@@ -95,7 +97,7 @@ def _times(count: int, what: str) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+    return f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
 
 
 # What the scripts draw
@@ -118,6 +120,7 @@ def _data(findings: Findings) -> dict[str, Any]:
         "groups": _group_names(findings),
         "operators": _drawn_shares(findings.operators),
         "inputs": _drawn_shares(findings.inputs),
+        "kinds": _drawn_shares(findings.kinds),
     }
 
 
@@ -170,7 +173,9 @@ def _summary(findings: Findings) -> Iterable[str]:
         "Trials": complete,
         "Failed": f'<a href="#failures">{findings.failed:,}</a>' if findings.failed else "none",
         "Unfinished": ", ".join(
-            f"{count:,} {what}" for count, what in ((findings.running, "running"), (findings.waiting, "waiting")) if count
+            f"{count:,} {what}"
+            for count, what in ((findings.running, "running"), (findings.waiting, "waiting"))
+            if count
         ),
         "Costs": f"counted on {findings.features} channels, map {findings.size[0]}×{findings.size[1]}",
     }
@@ -182,7 +187,7 @@ def _summary(findings: Findings) -> Iterable[str]:
         if final is None:
             yield _card("The best cell", best)
         elif final.number == best.number:
-            yield _card("The best cell, by proxy and final score", best)
+            yield _card("The best cell, by both scores", best)
         else:
             yield _card("The best cell by final score", final)
             yield _card("The best cell by the score of the search", best)
@@ -210,12 +215,14 @@ def _copied(cell: TopCell) -> str:
     )
 
 
-def _figure(number: int, key: str, title: str, caption: str, *, choice: str = "", height: int = 0) -> str:
+def _figure(
+    number: int, key: str, title: str, caption: str, *, choice: str = "", below: str = "", height: int = 0
+) -> str:
     style = f' style="height:{height}px"' if height else ""
     return (
         f'<figure id="figure-{key}"><div class="titled"><h3>{title}</h3>{choice}</div>'
         f'<div class="chart" data-chart="{key}" role="img" aria-labelledby="caption-{key}"{style}></div>'
-        f'<figcaption id="caption-{key}"><b>Fig. {number}.</b> {caption}</figcaption></figure>'
+        f'<figcaption id="caption-{key}"><b>Fig. {number}.</b> {caption}</figcaption>{below}</figure>'
     )
 
 
@@ -228,19 +235,20 @@ def _scores(findings: Findings) -> Iterable[str]:
         1,
         "distribution",
         "How the scores are distributed",
-        f"Scores of {_times(len(scores), 'cell')}. The median is {_score(median)}, half of them lie from {_score(low)} to "
-        f"{_score(high)}, the worst is {_score(float(scores.min()))}, the best {_score(float(scores.max()))}.",
+        f"Scores of {_times(len(scores), 'cell')}. The median is {_score(median)}, half of them lie from {_score(low)} "
+        f"to {_score(high)}, the worst is {_score(float(scores.min()))}, the best {_score(float(scores.max()))}.",
     )
     yield _figure(
         2,
         "progress",
         "The best so far",
-        f"The best score after each trial (line), and every trial (dots). It rose {_times(len(at) - 1, 'time')} after the "
-        f"first, to {_score(float(scores.max()))} in trial {numbers[at[-1]]:,} of {numbers[-1] + 1:,}.",
+        f"The best score after each trial (line), and every trial (dots). It rose {_times(len(at) - 1, 'time')} after "
+        f"the first, to {_score(float(scores.max()))} in trial {numbers[at[-1]]:,} of {numbers[-1] + 1:,}.",
     )
     first = next(iter(findings.measures[1:]), "params")
     buttons = "".join(
-        f'<button type="button" data-cost="{cost}" aria-pressed="{str(cost == first).lower()}">{name.capitalize()}</button>'
+        f'<button type="button" data-cost="{cost}" aria-pressed="{str(cost == first).lower()}">'
+        f"{name.capitalize()}</button>"
         for cost, name in _COSTS.items()
     )
     yield _figure(
@@ -252,10 +260,9 @@ def _scores(findings: Findings) -> Iterable[str]:
         choice=f'<div class="choose" role="group" aria-label="Cost">{buttons}</div>',
     )
     if known := _with_finals(findings):
-        yield _figure(4, "finals", "Score of the search against final score", _finals_in_words(findings, known))
+        words, below = _finals_in_words(findings, known), _agreement(findings, known)
+        yield _figure(4, "finals", "Score of the search against final score", words, below=below)
     yield "</div>"
-    if len(known) > 1:
-        yield _agreement(findings, known)
 
 
 def _front_in_words(findings: Findings, cost: str) -> str:
@@ -283,13 +290,14 @@ def _finals_in_words(findings: Findings, known: Sequence[int]) -> str:
 def _agreement(findings: Findings, known: Sequence[int]) -> str:
     """How many of the best are the same by both scores."""
     proxy, final = _pairs(findings, known)
-    counts = [count for count in _TOPS if count < len(known)]
+    if not (counts := [count for count in _TOPS if count < len(known)]):
+        return ""
     head = "".join(f'<th scope="col" class="number">{count}</th>' for count in counts)
     row = "".join(f'<td class="number">{common(proxy, final, count)}</td>' for count in counts)
     return (
         '<div class="scroll" tabindex="0" role="region" aria-label="Agreement of the best"><table class="plain">'
-        f'<thead><tr><th scope="row">Of the best by either score, of these {len(known):,}</th>{head}</tr></thead>'
-        f'<tbody><tr><th scope="row">so many are the same cells</th>{row}</tr></tbody></table></div>'
+        f'<thead><tr><th scope="row">Of so many best by either</th>{head}</tr></thead>'
+        f'<tbody><tr><th scope="row">are the same</th>{row}</tr></tbody></table></div>'
     )
 
 
@@ -299,6 +307,7 @@ def _composition(findings: Findings) -> Iterable[str]:
     for number, key, title, what in (
         (count, "operators", "Operators", "branches that have the operator"),
         (count + 1, "inputs", "Inputs", "branches that read the input"),
+        (count + 2, "kinds", "Kinds of operators", "branches that have an operator of the kind"),
     ):
         shares: tuple[Share, ...] = getattr(findings, key)
         drawn = min(len(shares), _ROWS)
@@ -309,8 +318,10 @@ def _composition(findings: Findings) -> Iterable[str]:
             f"{_percent(most.best)} among the best 1 %, {_percent(most.tenth)} among the best 10 %, "
             f"{_percent(most.all)} among all."
         )
+        if key == "inputs":
+            yield '<div class="column">'
         yield _figure(number, key, title, caption, height=96 + 25 * max(drawn, 3))
-    yield "</div>"
+    yield "</div></div>"
     heads = "".join(f'<th scope="col" class="number">{_text(name)}</th>' for name in _group_names(findings))
     rows = [
         f'<tr><th scope="row">{title}{_text(share.name)}</th>'
@@ -322,8 +333,8 @@ def _composition(findings: Findings) -> Iterable[str]:
     yield (
         "<details><summary>All kinds, operators and inputs as a table</summary>"
         '<div class="scroll" tabindex="0" role="region" aria-label="Kinds, operators and inputs"><table class="plain">'
-        f'<thead><tr><th scope="col">Share of branches</th>{heads}<th scope="col" class="number">best 1 % ÷ all</th></tr>'
-        f"</thead><tbody>{''.join(rows)}</tbody></table></div></details>"
+        f'<thead><tr><th scope="col">Share of branches</th>{heads}<th scope="col" class="number">best 1 % ÷ all</th>'
+        f"</tr></thead><tbody>{''.join(rows)}</tbody></table></div></details>"
     )
 
 

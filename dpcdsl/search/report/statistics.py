@@ -8,11 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["common", "front", "histogram", "kendall", "rises", "spearman"]
+__all__ = ["beaten", "common", "front", "histogram", "kendall", "rises", "spearman"]
 
 Floats = npt.NDArray[np.float64]
 
 _FEWEST_BINS, _MOST_BINS = 8, 60
+_BLOCK = 64  # rows that are compared with all others at once
 
 
 def histogram(values: Sequence[float]) -> tuple[list[float], list[int]]:
@@ -46,7 +47,7 @@ def _round_up(width: float) -> float:
 
 
 def front(scores: Sequence[float], costs: Sequence[float]) -> list[int]:
-    """The places of those that no other beats: none is as good in both and better in one. By cost; of equals the first."""
+    """The places of those than which no other is as good in both and better in one; by cost, of equals the first."""
     array = np.asarray(scores, np.float64)
     found: list[int] = []
     best = -math.inf
@@ -54,6 +55,21 @@ def front(scores: Sequence[float], costs: Sequence[float]) -> list[int]:
         if array[place] > best:
             best = float(array[place])
             found.append(place)
+    return found
+
+
+def beaten(values: Sequence[tuple[float, ...]]) -> npt.NDArray[np.int64]:
+    """How many beat each: are as good in every value, and better in one. The larger the better."""
+    array = np.asarray(values, np.float64)
+    if array.shape[1] == 1:
+        ordered = np.sort(array[:, 0])
+        return len(ordered) - np.searchsorted(ordered, array[:, 0], side="right")
+    found = np.empty(len(array), np.int64)
+    for start in range(0, len(array), _BLOCK):
+        block = array[start : start + _BLOCK, None]
+        as_good = np.logical_and.reduce([array[:, axis] >= block[..., axis] for axis in range(array.shape[1])])
+        alike = np.logical_and.reduce([array[:, axis] == block[..., axis] for axis in range(array.shape[1])])
+        found[start : start + _BLOCK] = np.count_nonzero(as_good, 1) - np.count_nonzero(alike, 1)
     return found
 
 
