@@ -18,11 +18,11 @@ from optuna.trial import TrialState
 from support import Dpc
 
 import dpcdsl
-from dpcdsl import Cell
+from dpcdsl import Cell, strategies
 from dpcdsl.search.objective import Attempt
 from dpcdsl.search.records import Record
 from dpcdsl.search.report import Findings, finals_of, gather, page, report
-from dpcdsl.search.report.findings import Share, TopCell, best_groups
+from dpcdsl.search.report.findings import _BRANCH, Share, TopCell, best_groups
 from dpcdsl.search.report.statistics import common, front, histogram, kendall, rises, spearman
 from dpcdsl.search.study import Plan, SearchStudy
 from dpcdsl.search.worker import Terms, work
@@ -115,13 +115,13 @@ def test_the_order_is_that_of_the_study(tmp_path: Path, minimize: tuple[str, ...
 
 
 def test_shares_are_of_the_branches_of_the_best_and_of_all(study: SearchStudy) -> None:
-    ranks = CELLS.sample_ranks(250, seed=2).tolist()
+    ranks = CELLS.sample_ranks(120, seed=2).tolist()
     for place, rank in enumerate(ranks):
         ended(study, rank, -place / 10)
     found = gather(study, top=1)
-    assert best_groups(250) == (3, 25, 250)
+    assert best_groups(120) == (2, 12, 120)
     branches = [
-        [branch for rank in ranks[:count] for branch in CELLS.unrank(rank).branches] for count in best_groups(250)
+        [branch for rank in ranks[:count] for branch in CELLS.unrank(rank).branches] for count in best_groups(120)
     ]
     for shares, name in (
         (found.operators, lambda branch: str(branch.operator)),
@@ -134,6 +134,15 @@ def test_shares_are_of_the_branches_of_the_best_and_of_all(study: SearchStudy) -
             wanted = [group.count(share.name) / len(group) for group in names]
             assert [share.best, share.tenth, share.all] == pytest.approx(wanted)
         assert [share.best for share in shares] == sorted((share.best for share in shares), reverse=True)
+
+
+@given(strategies.cells())
+def test_branches_are_read_off_the_text_of_any_cell(cell: Cell) -> None:
+    found = [(read, kind + parameters, kind) for read, kind, parameters in _BRANCH.findall(str(cell))]
+    assert found == [
+        (f"Y{branch.input}" if branch.input else "F", str(branch.operator), branch.operator.kind)
+        for branch in cell.branches
+    ]
 
 
 # Numbers
@@ -166,6 +175,15 @@ def test_a_histogram_has_every_value_in_its_bin(values: list[float]) -> None:
         assert edges[-1] >= max(values)
         for place, count in enumerate(counts[:-1]):
             assert count == sum(edges[place] <= value < edges[place + 1] for value in values)
+
+
+@pytest.mark.parametrize(
+    "values", [[0.0, 5e-324], [-1e308, 1e308, 1e308], [1e16, 1e16 + 2], [0.1 + 0.2, 0.3], [7.0] * 9, [0.0]]
+)
+def test_a_histogram_of_extremes(values: list[float]) -> None:
+    edges, counts = histogram(values)
+    assert sum(counts) == len(values)
+    assert edges[0] <= min(values) <= max(values) <= edges[-1]
 
 
 @given(scores)

@@ -122,10 +122,12 @@ def gather(study: SearchStudy, finals: Mapping[str, float] | None = None, top: i
     with ThreadPoolExecutor(os.cpu_count()) as threads:  # each diagram is drawn by a process of its own
         diagrams = dict(zip(places, threads.map(lambda place: _drawn(records[place]), places), strict=True))
 
+    standing = {place: number for number, place in enumerate(order, 1)}
+
     def told(place: int) -> TopCell:
         number, record = trials[place]
         return TopCell(
-            place=order.index(place) + 1,
+            place=standing[place],
             number=number,
             cell=record.cell,
             diagram=diagrams[place],

@@ -25,7 +25,7 @@ def histogram(values: Sequence[float]) -> tuple[list[float], list[int]]:
     spread = high - low
     if not math.isfinite(spread):
         return [low, high], [len(array)]
-    if spread <= 1e-12 * max(abs(low), abs(high)):  # all alike
+    if spread <= max(1e-300, 1e-12 * max(abs(low), abs(high))):  # all alike
         half = abs(low) / 20 or 0.5
         return [low - half, low + half], [len(array)]
     first, third = np.quantile(array, (0.25, 0.75))
