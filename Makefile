@@ -50,8 +50,8 @@ fidelity: .venv/installed  ## Whether the proxy is faithful, and what a small se
 
 deps:  ## What the system must bring for `make test` to skip nothing but the GPU (apt, as root)
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends graphviz postgresql; \
-	else echo "not root, or no apt: install Graphviz (dot) and PostgreSQL yourself"; fi
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends graphviz postgresql chromium; \
+	else echo "not root, or no apt: install Graphviz (dot), PostgreSQL and Chromium yourself"; fi
 
 clean:  ## Remove what was built
 	rm -rf .venv build dist demo .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

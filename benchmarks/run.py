@@ -25,6 +25,7 @@ import gpu
 import language
 import products
 import proxy
+import report
 import search
 import segmentation
 
@@ -51,6 +52,7 @@ TABLES: dict[str, Callable[[], list[list[str]] | None]] = {
     "throughput": search.throughput,
     "fidelity": fidelity.measure,
     "found": fidelity.found,
+    "report": report.measure,
     "gpu": gpu.measure,
 }
 

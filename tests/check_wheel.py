@@ -44,6 +44,14 @@ def main() -> None:
         assert wheel.name.endswith("-py3-none-any.whl"), wheel.name
         names = set(zipfile.ZipFile(wheel).namelist())
         wanted = {"dpcdsl/grammars/dpc.lark", "dpcdsl/zoo/published.dpc", "dpcdsl/py.typed", "dpcdsl_torch/py.typed"}
+        parts = (
+            "page.html",
+            "page.css",
+            "page.js",
+            "theme.js",
+            *(f"echarts/{part}" for part in ("echarts.common.min.js", "LICENSE", "LICENSE-d3", "NOTICE")),
+        )
+        wanted |= {f"dpcdsl/search/report/{part}" for part in parts}
         assert wanted <= names, wanted - names
         tops = {entry.split("/")[0] for entry in names if ".dist-info" not in entry}
         assert tops == {"dpcdsl", "dpcdsl_torch"}, tops

@@ -78,18 +78,18 @@ def test_agreement_is_scipys(seed: int) -> None:
 
 
 def test_the_interval_holds_what_it_says() -> None:
-    """Of a known correlation, in about 95 of 100 draws."""
+    """Of a known correlation, in about 57 of 60 draws."""
     rho, held = 0.5, 0
     known = 6 / math.pi * math.asin(rho / 2)  # Spearman's, of a normal pair
     rng = np.random.default_rng(0)
-    for _ in range(100):
+    for _ in range(60):
         x = rng.normal(size=40)
         y = rho * x + math.sqrt(1 - rho**2) * rng.normal(size=40)
         found = agreement(x.tolist(), y.tolist())
         assert found.low is not None
         assert found.high is not None
         held += found.low <= known <= found.high
-    assert 88 <= held <= 99
+    assert 52 <= held <= 59
 
 
 @given(st.lists(st.floats(-1e6, 1e6), max_size=30), st.data())
@@ -143,7 +143,8 @@ def test_the_best_are_scored_again_and_ranked(where: str, final: NamedObjective,
     assert len((tmp_path / "log").read_text().splitlines()) == 8
 
 
-def test_it_goes_on_and_more_are_added(where: str, final: NamedObjective, tmp_path: Path) -> None:
+def test_it_goes_on_and_more_are_added(final: NamedObjective, tmp_path: Path) -> None:
+    where = str(tmp_path / "s.db")
     searched(where)
     rerank(where, final, top=3)
     rerank(where, final, top=3)
@@ -204,8 +205,8 @@ def test_cells_are_drawn_once_each() -> None:
         drawn_cells(DPC)
 
 
-def test_ways_are_compared_on_the_same_cells(where: str, final: NamedObjective, tmp_path: Path) -> None:
-    subsets = dpcdsl.read_space("aspp_subsets")
+def test_ways_are_compared_on_the_same_cells(final: NamedObjective, tmp_path: Path) -> None:
+    where, subsets = str(tmp_path / "s.db"), dpcdsl.read_space("aspp_subsets")
     cells = drawn_cells(subsets)
     ways = {"a": final, "b": NamedObjective(f"{tmp_path}/final.py:noisy")}
     for _ in range(2):

@@ -110,8 +110,10 @@ def _interrupts_are_heard() -> Iterator[None]:
     main = threading.get_ident()
 
     def listen() -> None:
-        if ours.recv(1) == bytes([signal.SIGINT]):
-            signal.pthread_kill(main, signal.SIGINT)
+        while heard := ours.recv(1):  # of any signal; nothing when the other end is closed
+            if heard == bytes([signal.SIGINT]):
+                signal.pthread_kill(main, signal.SIGINT)
+                return
 
     before = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
     Thread(target=listen, daemon=True).start()

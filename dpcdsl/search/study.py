@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Self
 
+import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.exceptions import UpdateFinishedTrialError
@@ -25,7 +26,7 @@ from dpcdsl.layers import Size
 from dpcdsl.search.genes import Genes
 from dpcdsl.search.records import ATTRIBUTE, Record
 from dpcdsl.search.storage import Seen, changes, open_storage, patiently
-from dpcdsl.search.trials import Standings, Trial
+from dpcdsl.search.trials import beaten
 from dpcdsl.space import Space
 from dpcdsl.syntax import parse
 from dpcdsl.values import Value
@@ -213,15 +214,14 @@ class SearchStudy:
 
     def best(self, count: int = 1) -> list[Seen]:
         """The complete trials that the fewest others beat in every score, best first; of equal ones the earlier."""
-        standings, found, classes = Standings(), {}, set()
+        found: dict[str, Seen] = {}  # by the class
         for seen in self.records():
-            record = seen.record
-            if seen.state == TrialState.COMPLETE and record and record.scores and record.key not in classes:
-                classes.add(record.key)
-                found[record.rank] = seen
-                values = self.plan.larger_is_better(record.scores)
-                standings.add(Trial(seen.number, record.rank, None, True, values))
-        return [found[rank] for rank in standings.best(count)] if found else []
+            if seen.state == TrialState.COMPLETE and seen.record and seen.record.scores:
+                found.setdefault(seen.record.key, seen)
+        trials = [*found.values()]
+        scores = [seen.record.scores for seen in trials if seen.record and seen.record.scores]
+        places = np.argsort(beaten([self.plan.larger_is_better(one) for one in scores]), kind="stable")
+        return [trials[place] for place in places[:count].tolist()]
 
 
 def last_attempts(trials: Iterable[Seen]) -> list[Seen]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Standings", "Trial"]
+__all__ = ["Standings", "Trial", "beaten"]
+
+_BLOCK = 64  # rows that are compared with all others at once
 
 
 class Trial(NamedTuple):
@@ -79,3 +82,18 @@ class Standings:
             new = np.zeros(shape, old.dtype)
             new[: self._count] = old[: self._count]
             setattr(self, name, new)
+
+
+def beaten(values: Sequence[tuple[float, ...]]) -> npt.NDArray[np.int64]:
+    """How many beat each: are as good in every value, and better in one. The larger the better."""
+    array = np.asarray(values, np.float64)
+    if not array.size or array.shape[1] == 1:
+        ordered = np.sort(array.ravel())
+        return len(ordered) - np.searchsorted(ordered, array.ravel(), side="right")
+    found = np.empty(len(array), np.int64)
+    for start in range(0, len(array), _BLOCK):
+        block = array[start : start + _BLOCK, None]
+        as_good = np.logical_and.reduce([array[:, axis] >= block[..., axis] for axis in range(array.shape[1])])
+        alike = np.logical_and.reduce([array[:, axis] == block[..., axis] for axis in range(array.shape[1])])
+        found[start : start + _BLOCK] = np.count_nonzero(as_good, 1) - np.count_nonzero(alike, 1)
+    return found
