@@ -89,22 +89,21 @@ class RayFleet:
 def _serve(job: Job) -> DpcError | str | None:
     """In a process of the cluster. Returns why it ended, if not because all is done."""
     end = End()
-    before = signal.signal(signal.SIGINT, end.ask)  # which is how Ray cancels a task
-    try:
-        with _interrupts_are_heard():
+    with _told(end):
+        try:
             serve(job, end)
-    except DpcError as error:
-        return error
-    except KeyboardInterrupt:
-        return "asked"
-    finally:
-        signal.signal(signal.SIGINT, before)
+        except DpcError as error:
+            return error
+        except KeyboardInterrupt:
+            return "asked"
     return "asked" if end.asked else None
 
 
 @contextmanager
-def _interrupts_are_heard() -> Iterator[None]:
-    """Ray's interrupt is no signal of the system: a main thread that sleeps, or waits for a library, would not wake."""
+def _told(end: End) -> Iterator[None]:
+    """Ray cancels a task by an interrupt within Python, and blocks the system's SIGINT: a main thread that sleeps, or
+    waits for a library, would not wake. So another signal is sent after it.
+    """
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
     main = threading.get_ident()
@@ -112,16 +111,19 @@ def _interrupts_are_heard() -> Iterator[None]:
     def listen() -> None:
         while heard := ours.recv(1):  # of any signal; nothing when the other end is closed
             if heard == bytes([signal.SIGINT]):
-                signal.pthread_kill(main, signal.SIGINT)
+                signal.pthread_kill(main, signal.SIGUSR1)
                 return
 
-    before = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+    before = [(one, signal.signal(one, end.ask)) for one in (signal.SIGINT, signal.SIGUSR1)]
+    wakes = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
     Thread(target=listen, daemon=True).start()
     try:
         yield
     finally:
-        signal.set_wakeup_fd(before)
+        signal.set_wakeup_fd(wakes)
         theirs.close()
+        for one, handler in before:
+            signal.signal(one, handler)
 
 
 def _knock(address: str) -> None:
