@@ -11,8 +11,8 @@ from pathlib import Path
 
 import dpcdsl
 from dpcdsl.search import Plan, identity_of, search
-from dpcdsl.search.fidelity import drawn_cells, fidelity, plot_fidelity
-from dpcdsl.search.rerank import rerank
+from dpcdsl.search.comparison import drawn_cells, fidelity, plot_fidelity
+from dpcdsl.search.reranking import rerank
 from dpcdsl.segmentation.cache import Views
 from dpcdsl.segmentation.caching import build_cache
 from dpcdsl.segmentation.datasets import DataSet, open_data

@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 from sqlalchemy import insert
 
 from dpcdsl.search.records import ATTRIBUTE
-from dpcdsl.search.report import gather, page
+from dpcdsl.search.reporting import gather, page
 from dpcdsl.search.study import Plan, SearchStudy
 
 TRIALS = 28_000

@@ -51,7 +51,7 @@ def main() -> None:
             "theme.js",
             *(f"echarts/{part}" for part in ("echarts.common.min.js", "LICENSE", "LICENSE-d3", "NOTICE")),
         )
-        wanted |= {f"dpcdsl/search/report/{part}" for part in parts}
+        wanted |= {f"dpcdsl/search/reporting/{part}" for part in parts}
         assert wanted <= names, wanted - names
         tops = {entry.split("/")[0] for entry in names if ".dist-info" not in entry}
         assert tops == {"dpcdsl", "dpcdsl_torch"}, tops

@@ -14,7 +14,12 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 SAYS = {
     "demo.py": ["valid, and equal to `top1` of the zoo", "demo/top1.png", "356,160  0.36M", "(1, 256, 65, 129)"],
     "maxpool.py": ["maxpool window 3x5", "ran forward and backward: (2, 512, 33, 33)"],
-    "search.py": ["2 of 418,414,128,120 cells, ASPP first", "2 of 2 cells, the best", "demo/search/cell0.png"],
+    "search.py": [
+        "2 of 418,414,128,120 cells, ASPP first",
+        "2 of 2 cells, the best",
+        "demo/search/cell0.png",
+        "report.html: open it",
+    ],
     "segment.py": ["step 2 of 2: loss", "mean", "demo/street/branches.png", "demo/street/val_00000_overlay.png"],
     "torchvision_aspp.py": [
         "ASPP: 15,535,104 parameters",

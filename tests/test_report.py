@@ -21,9 +21,9 @@ import dpcdsl
 from dpcdsl import Cell, strategies
 from dpcdsl.search.objective import Attempt
 from dpcdsl.search.records import Record
-from dpcdsl.search.report import Findings, finals_of, gather, page, report
-from dpcdsl.search.report.findings import _BRANCH, Share, TopCell, best_groups
-from dpcdsl.search.report.statistics import front, histogram, rises
+from dpcdsl.search.reporting import Findings, finals_of, gather, page, report
+from dpcdsl.search.reporting.findings import _BRANCH, Share, TopCell, best_groups
+from dpcdsl.search.reporting.statistics import front, histogram, rises
 from dpcdsl.search.study import Plan, SearchStudy
 from dpcdsl.search.worker import Terms, work
 
@@ -88,7 +88,6 @@ def test_each_class_counts_once_and_failures_by_their_reasons(study: SearchStudy
     assert (found.top[0].params, found.top[0].madds) == (best.costs["params"], best.costs["madds"])
     assert "<svg" in found.top[0].diagram
     assert [len(gather(study, top=top).top) for top in (1, 2, 3, 4)] == [1, 2, 3, 3]
-    assert page(found) == report(study, {best.key: 0.8, "another": 1.0})
 
 
 def test_the_best_by_final_score_is_shown_though_it_is_not_among_the_top(study: SearchStudy) -> None:
@@ -224,6 +223,9 @@ def test_dpc_report(dpc: Dpc, tmp_path: Path) -> None:
     assert (done.code, done.out) == (0, "two.html: 12 trials\n")
     text = (tmp_path / "two.html").read_text(encoding="utf-8")
     assert "figure-finals" in text
+    assert text == report("search.db")
+    other = dpc("report", "search.db", "--final", "another")
+    assert (other.code, "there is no study another" in other.err) == (1, True)
     assert re.search(r"Spearman’s ρ is -0\.500 \(95 %: -1\.000 to \S+\) and Kendall’s τ is -0\.333\.", text)
 
 
@@ -657,9 +659,9 @@ def test_few_trials(opened: Opener, trials: int) -> None:
 
 
 def test_one_real_trial_and_none(study: SearchStudy) -> None:
-    assert "No trial has ended" in report(study)
+    assert "No trial has ended" in page(gather(study))
     ended(study, 5, 0.5)
-    assert "Scores of 1 cell." in report(study)
+    assert "Scores of 1 cell." in page(gather(study))
 
 
 def test_28_000_trials(opened: Opener) -> None:

@@ -17,11 +17,11 @@ from support import Dpc
 
 import dpcdsl
 from dpcdsl import DpcError
-from dpcdsl.search.agreement import agreement
-from dpcdsl.search.fidelity import Fidelity, drawn_cells, fidelity, plot_fidelity
+from dpcdsl.search.comparison import Fidelity, drawn_cells, fidelity, plot_fidelity
+from dpcdsl.search.correlations import agreement
 from dpcdsl.search.objective import Attempt, NamedObjective
 from dpcdsl.search.proposer import class_key
-from dpcdsl.search.rerank import finals, rerank
+from dpcdsl.search.reranking import finals, rerank
 from dpcdsl.search.study import SearchStudy
 from dpcdsl.search.worker import Terms, work
 

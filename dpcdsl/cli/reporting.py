@@ -33,17 +33,8 @@ def report_command(study: str, name: str, final: str | None, out: Path, top: int
     Where `dpc rerank` has found final scores, they are set against the others.
     """
     with searching():
-        from dpcdsl.search.report import finals_of, gather, page
-        from dpcdsl.search.rerank import FINAL
-        from dpcdsl.search.storage import patiently
-        from dpcdsl.search.study import SearchStudy
+        from dpcdsl.search.reporting import findings_of, page
 
-    with SearchStudy.open(study, name) as opened:
-        finals: dict[str, float] = {}
-        names = {known.study_name for known in patiently(opened.storage.get_all_studies)}
-        if final is not None or name + FINAL in names:
-            with SearchStudy.open(study, final or name + FINAL) as last:
-                finals = finals_of(last)
-        findings = gather(opened, finals, top)
+    findings = findings_of(study, name, final=final, top=top)
     write_whole(out, page(findings))
     click.echo(f"{out}: {len(findings.scores):,} trial{'' if len(findings.scores) == 1 else 's'}")

@@ -25,8 +25,8 @@ from dpcdsl.explain import table
 from dpcdsl.files import write_whole
 
 if TYPE_CHECKING:
-    from dpcdsl.search.fidelity import Fidelity
-    from dpcdsl.search.rerank import Finalist, Reranking
+    from dpcdsl.search.comparison import Fidelity
+    from dpcdsl.search.reranking import Finalist, Reranking
 
 
 @click.command("rerank")
@@ -77,7 +77,7 @@ def rerank_command(
     """
     with searching():
         from dpcdsl.search.objective import NamedObjective, Objective
-        from dpcdsl.search.rerank import rerank
+        from dpcdsl.search.reranking import rerank
         from dpcdsl.search.worker import Terms
 
     if objective == "training":
@@ -225,7 +225,7 @@ def fidelity_command(
     where one has stopped.
     """
     with searching():
-        from dpcdsl.search.fidelity import drawn_cells, fidelity, plot_fidelity
+        from dpcdsl.search.comparison import drawn_cells, fidelity, plot_fidelity
         from dpcdsl.search.worker import Terms
 
     named = space_of(space, where)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from dpcdsl.errors import DpcError, shown
-from dpcdsl.search.agreement import Agreement, agreement
+from dpcdsl.search.correlations import Agreement, agreement
 from dpcdsl.search.driver import search
 from dpcdsl.search.objective import Objective, identity_of
 from dpcdsl.search.storage import Seen

@@ -13,7 +13,7 @@ from typing import Any
 
 from dpcdsl.cell import Cell
 from dpcdsl.errors import DpcError, shown
-from dpcdsl.search.agreement import Agreement, agreement
+from dpcdsl.search.correlations import Agreement, agreement
 from dpcdsl.search.driver import search
 from dpcdsl.search.objective import Objective, identity_of
 from dpcdsl.search.proposer import Proposer, class_key

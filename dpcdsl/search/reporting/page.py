@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 import dpcdsl
-from dpcdsl.search.agreement import agreement
-from dpcdsl.search.report.findings import Findings, Share, TopCell, best_groups
-from dpcdsl.search.report.statistics import front, histogram, rises
+from dpcdsl.search.correlations import agreement
+from dpcdsl.search.reporting.findings import Findings, Share, TopCell, best_groups
+from dpcdsl.search.reporting.statistics import front, histogram, rises
 
 __all__ = ["CHARTS", "page"]
 
