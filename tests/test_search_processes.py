@@ -30,6 +30,9 @@ def test_workers_share_a_study(where: str, tmp_path: Path) -> None:
     best = study.best(1)[0].record
     assert best is not None
     assert best.cell in out.splitlines()[2]
+    again = Run(tmp_path, where, "--trials", "60", "--workers", "3")
+    assert again.ended()[1] == out, "there is nothing to do, and it says the same"
+    assert len((tmp_path / "log").read_text().splitlines()) == 60
 
 
 def test_killed_workers_and_a_killed_driver_lose_nothing(where: str, tmp_path: Path) -> None:

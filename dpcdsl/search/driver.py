@@ -81,15 +81,16 @@ def search(
             view.update()
             report(_progress(view, trials, (view.finished - before) / (time.monotonic() - began)))
 
-        with fleet or Processes() as place:
-            crew = Crew(place, Job(where, name, objective, strategy, terms, prepare))
-            try:
-                with _interrupted_by_terminate():
-                    while crew.tend(view.finished):
-                        time.sleep(_LOOKS)
-                        tell()
-            finally:
-                crew.end()
+        if view.finished < trials or view.unfinished or view.lost():
+            with fleet or Processes() as place:
+                crew = Crew(place, Job(where, name, objective, strategy, terms, prepare))
+                try:
+                    with _interrupted_by_terminate():
+                        while crew.tend(view.finished):
+                            time.sleep(_LOOKS)
+                            tell()
+                finally:
+                    crew.end()
         tell()
         refused.pop_all()  # the caller closes it
     return study

@@ -20,7 +20,7 @@ from support import Dpc
 
 import dpcdsl
 from dpcdsl import DpcError, parse_cell
-from dpcdsl.search import Attempt, Plan, SearchStudy, Terms, identity_of
+from dpcdsl.search import Attempt, Plan, SearchStudy, Terms, identity_of, work
 from dpcdsl.search.jobs import End, Job, serve
 from dpcdsl.segmentation.cache import FeatureCache, Views
 from dpcdsl.segmentation.caching import build_cache
@@ -35,6 +35,7 @@ from dpcdsl.segmentation.stores import at_hand
 from dpcdsl.segmentation.synthetic import STREET, SyntheticSet, write_synthetic
 from dpcdsl.segmentation.training import TrainingSettings, train
 from dpcdsl.segmentation.transforms import Preprocessing
+from dpcdsl_torch.cache import folder as kernels
 
 CROP = (65, 129)
 DESCRIPTION = ModelDescription.of(None, "", "test_resnet", STREET, CROP, preprocessing=Preprocessing())
@@ -42,6 +43,8 @@ CELL = parse_cell("filters 16\n(F, sepconv3x3 rate 1x3, Y1) (F, conv1x1, Y2)")
 SWAPPED = parse_cell("filters 16\n(F, conv1x1, Y1) (F, sepconv3x3 rate 1x3, Y2)")
 SETTINGS = TrainingSettings(steps=6, batch=2, rate=0.03, scales=(1.0,), batch_norm_momentum=0.1)
 SHORT = ProxySettings(steps=4, batch=2, rate=0.05, evaluate_every=2, statistics=2)
+#: Small cells.
+SPACE = "dpc 1\nspace small { filters 16 2 * (any, conv1x1 | sepconv3x3 rate {1, 3} x {1, 3}, _) }\n"
 TRAINING = ("--backbone", "test_resnet", "--crop", "65x129", "--batch", "2", "--device", "cpu", "--scales", "1")
 
 
@@ -115,37 +118,35 @@ def test_what_it_computes_is_its_identity(folder: Path, tmp_path: Path) -> None:
 
 def test_a_training_that_was_killed_goes_on_where_it_was(folder: Path, tmp_path: Path) -> None:
     """`dpc rerank`, killed as a whole and given again: bit for bit what it would have been."""
-    search = ("search", "dpc", "--objective", "objective.py:score", "--trials", "3")
-    (tmp_path / "objective.py").write_text("def score(cell, attempt):\n    return -float(len(str(cell)))\n")
-    dpc = [str(Path(sys.executable).with_name("dpc"))]
-    subprocess.run([*dpc, *search], cwd=tmp_path, check=True, capture_output=True)
-    rerank = (
+    where, space = str(tmp_path / "search.db"), dpcdsl.parse(SPACE).space("small")
+    with SearchStudy.begin(where, Plan.of(space, {"objective": "of the tests"}, seed=3)) as study:
+        work(study, lambda cell, _: -float(len(str(cell))), "uniform", Terms(3))
+        best = [dpcdsl.parse_cell(seen.record.cell) for seen in study.best(2) if seen.record]
+    command = [
+        Path(sys.executable).with_name("dpc"),
         "rerank",
         "search.db",
         "--top",
         "2",
-        "--data",
-        folder / "data",
-        "--weights",
-        folder / "weights",
-        *TRAINING,
-    )
-    rerank = (*rerank, "--steps", "40", "--save-every", "1", "--grace", "1", "--json")
-    whole = subprocess.run(
-        [*dpc, *rerank, "-o", "whole", "--final", "whole"], cwd=tmp_path, capture_output=True, check=True
-    )
-    run = subprocess.Popen([*dpc, *rerank, "-o", "out"], cwd=tmp_path, stdout=subprocess.DEVNULL)
+        "-o",
+        "out",
+        "--workers",
+        "2",
+    ]
+    command += ["--data", folder / "data", "--weights", folder / "weights", *TRAINING, "--json"]
+    command += ["--steps", "30", "--rate", "0.03", "--batch-norm-momentum", "0.1", "--save-every", "1", "--grace", "1"]
+    run = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL)
     wait_for(lambda: [path for path in tmp_path.glob(f"out/*/{FILE}") if read_checkpoint(path).step > 3])
     run.send_signal(signal.SIGKILL)
     run.wait()
     steps = {path: read_checkpoint(path).step for path in tmp_path.glob(f"out/*/{FILE}")}
-    assert all(3 < step < 40 for step in steps.values())
-    done = subprocess.run([*dpc, *rerank, "-o", "out"], cwd=tmp_path, capture_output=True, check=True)
-    found, expected = json.loads(done.stdout), json.loads(whole.stdout)
-    assert [one["final"]["score"] for one in found["finalists"]] == [
-        one["final"]["score"] for one in expected["finalists"]
-    ]
-    assert [one["final"]["place"] for one in found["finalists"]] == [1, 2]
+    assert all(step < 30 for step in steps.values())
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, check=True)
+    found = json.loads(done.stdout)["finalists"]
+    assert [one["final"]["place"] for one in found] == [1, 2]
+    whole = training(folder, tmp_path / "whole", SETTINGS.model_copy(update={"steps": 30}))
+    expected = [whole(cell, Attempt(0, 3)) for cell in best]
+    assert sorted(one["final"]["score"] for one in found) == sorted(expected)
     card = (tmp_path / "out" / "winner.txt").read_text()
     assert re.search(r"branch +operator +L1 norm +share", card)
     assert (tmp_path / "out" / "winner.svg").is_file()
@@ -240,11 +241,14 @@ def test_a_worker_with_other_files_is_refused_before_its_first_trial(folder: Pat
 def test_a_search_by_the_proxy_from_a_store(
     dpc: Dpc, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "kernels").symlink_to(kernels())  # the workers need not compile them
     monkeypatch.setenv("DPCDSL_CACHE", str(tmp_path / "home"))
     options = ("--steps", "3", "--batch", "2", "--evaluate-every", "3", "--device", "cpu", "--trials", "2")
-    done = dpc("search", "aspp_subsets", "--cache", f"file://{folder}/features", *options)
+    (tmp_path / "small.dpc").write_text(SPACE)
+    done = dpc("search", "small.dpc", "--cache", f"file://{folder}/features", *options)
     assert done.code == 0, done.err
-    assert dpc("search", "aspp_subsets", "--cache", folder / "features", *options).code == 0  # the same, so it goes on
+    assert dpc("search", "small.dpc", "--cache", folder / "features", *options).code == 0  # the same, so it goes on
     assert json.loads(dpc("search", "status", "--json").out)["complete"] == 2
 
 
@@ -272,7 +276,8 @@ def test_fidelity_of_the_proxy(dpc: Dpc, folder: Path, tmp_path: Path) -> None:
         save-every = 1
         """
     )
-    command = ("fidelity", "aspp_subsets", "ways.toml", "--count", "3", "--workers", "2", "-o", "plot.png")
+    (tmp_path / "small.dpc").write_text(SPACE)
+    command = ("fidelity", "small.dpc", "ways.toml", "--count", "3", "--workers", "2", "-o", "plot.png")
     done = dpc(*command)
     assert done.code == 0, done.err
     assert "cached against end-to-end: " in done.out
