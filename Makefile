@@ -38,8 +38,9 @@ tests: .venv/installed
 wheel: .venv/installed
 	$(BIN)/python tests/check_wheel.py
 
-soak: .venv/installed  ## The long runs
+soak: .venv/installed  ## The long runs: kills, fuzzing, and searches of 28,000 trials
 	$(BIN)/python -m pytest -n 2 --dist worksteal --soak -m soak
+	$(BIN)/python benchmarks/run.py throughput
 
 bench: .venv/installed  ## Measurements, and their table in docs/benchmarks.md
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'

@@ -199,6 +199,7 @@ def test_doctor(dpc: Dpc) -> None:
     assert facts["compilers"] == "eager, torch"
     assert facts["native kernels"].startswith("active")
     assert facts["torch"].endswith("threads")
+    assert facts["segmentation"] == facts["search"] == facts["cluster"] == "ready"
     assert "dpcdsl" in dpc("doctor").out
 
 

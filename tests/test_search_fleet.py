@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import yaml
 from ray.cluster_utils import Cluster
 from searches import DPC_COMMAND, Run, check_once_each, killed, logged, opened, wait_for, write_objective
 from support import Dpc, Postgresql
 
+from dpcdsl import DpcError
+from dpcdsl.cli import searching
+from dpcdsl.search import ray_fleet
 from dpcdsl.search.study import View
 
 pytestmark = pytest.mark.usefixtures("studies_are_closed")
@@ -212,3 +219,61 @@ def test_a_worker_of_another_plan_is_refused(tmp_path: Path) -> None:
         done = subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 1
         assert message in done.stderr
+
+
+# What is shown in the docs
+
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def arguments_of_slurm() -> list[str]:
+    text = (EXAMPLES / "slurm_search.sh").read_text()
+    assert subprocess.run(["bash", "-n", EXAMPLES / "slurm_search.sh"], check=False).returncode == 0
+    command = text[text.index("exec dpc") :].removeprefix("exec ").split("  #")[0]
+    defaults = dict(re.findall(r'"\$\{(\w+):=(.*?)\}"', text))
+    return shlex.split(re.sub(r"\$(\w+)", lambda match: defaults[match[1]], command.replace("\\\n", " ")))
+
+
+def arguments_of_kubernetes() -> list[str]:
+    job = yaml.safe_load((EXAMPLES / "kubernetes_search.yaml").read_text())
+    assert (job["kind"], job["spec"]["completionMode"]) == ("Job", "Indexed")
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    (workers,) = (argument for argument in container["args"] if argument.startswith("--workers="))
+    assert int(workers.split("=")[1]) == job["spec"]["completions"]
+    return list(container["args"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variable"),
+    [(arguments_of_slurm, "SLURM_ARRAY_TASK_ID"), (arguments_of_kubernetes, "JOB_COMPLETION_INDEX")],
+)
+def test_commands_of_the_jobs_are_commands(
+    arguments: Callable[[], list[str]], variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, "63")
+    program, group, command, *rest = arguments()
+    assert (program, group, command) == ("dpc", "search", "worker")
+    found = searching.worker.make_context("worker", rest).params
+    assert (found["space"], found["index"], found["workers"], found["device"]) == ("dpc", 63, 64, "cuda")
+    assert found["storage"]
+    assert found["cache"]
+
+
+@pytest.mark.parametrize(
+    ("where", "refused"),
+    [
+        ("search.db", True),
+        ("sqlite:////shared/search.db", True),
+        ("postgresql+psycopg://me@localhost/x", True),
+        ("postgresql+psycopg://me@database/x", False),
+    ],
+)
+def test_a_storage_that_other_machines_cannot_reach(where: str, refused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The nodes are said to be of two machines, which a test has not."""
+    for addresses, hears in ((["10.0.0.1", "10.0.0.1"], False), (["10.0.0.1", "10.0.0.2"], refused)):
+        monkeypatch.setattr(
+            ray_fleet, "_nodes", lambda of=addresses: [{"NodeManagerAddress": one, "Alive": True} for one in of]
+        )
+        with pytest.raises(DpcError, match="only this one can reach that storage") if hears else nullcontext():
+            ray_fleet._check_reach(where)

@@ -13,6 +13,15 @@ import click
 
 from dpcdsl.cli.common import json_option, print_json
 
+_EXTRAS = {
+    "segmentation": (
+        *("torch", "timm", "torchvision", "torchmetrics", "tensorboard", "safetensors", "matplotlib", "scipy"),
+        "filelock",
+    ),
+    "search": ("optuna", "scipy", "psycopg"),
+    "cluster": ("ray", "fsspec"),
+}
+
 
 @click.command()
 @json_option
@@ -25,7 +34,7 @@ def doctor(as_json: bool) -> None:
         "diagrams": _diagrams(),
         "compilers": _compilers(),
         **_torch(),
-        "segmentation": _segmentation(),
+        **{name: _extra(name) for name in _EXTRAS},
         "C++ compiler": _program("g++", "c++", "clang++"),
     }
     if as_json:
@@ -43,22 +52,10 @@ def _version(name: str) -> str:
         return f"missing; pip install {name}"
 
 
-def _segmentation() -> str:
-    missing = [
-        name
-        for name in (
-            "torch",
-            "timm",
-            "torchvision",
-            "torchmetrics",
-            "tensorboard",
-            "safetensors",
-            "matplotlib",
-            "scipy",
-        )
-        if _version(name).startswith("missing")
-    ]
-    return f"without {', '.join(missing)}; pip install 'dpcdsl[segmentation]'" if missing else "ready"
+def _extra(name: str) -> str:
+    """Whether what an extra brings is there."""
+    missing = [package for package in _EXTRAS[name] if _version(package).startswith("missing")]
+    return f"without {', '.join(missing)}; pip install 'dpcdsl[{name}]'" if missing else "ready"
 
 
 def _program(*names: str) -> str:
