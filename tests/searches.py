@@ -136,8 +136,11 @@ def killed(
     others: Sequence[Callable[[], None]] = (),
     options: Sequence[str] = (),
     workers_of: Callable[[Run], list[int]] = Run.workers,
+    after_progress: bool = False,
 ) -> None:
-    """Workers, drivers, and what ``others`` do, at random moments; what ends is every trial, once."""
+    """Workers, drivers, and what ``others`` do, at random moments; what ends is every trial, once. after_progress: each
+    only when a trial has ended since the last one, where workers take longer to begin than to be killed.
+    """
     moments = random.Random(seed)
     blows: list[str | Callable[[], None]] = ["worker"] * workers + ["driver"] * drivers
     blows += others
@@ -146,6 +149,9 @@ def killed(
     run = Run(folder, where, *options, pause=0.1)
     wait_for(lambda: logged(folder))
     for blow in blows:
+        ended = logged(folder)
+        if after_progress:
+            wait_for(lambda ended=ended: logged(folder) > ended)
         time.sleep(moments.uniform(0.2, 2.0))
         assert run.process.poll() is None, f"it ended before all was over: {run.ended()}"
         if blow == "worker":

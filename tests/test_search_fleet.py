@@ -102,6 +102,7 @@ def test_killed_workers_a_lost_node_and_a_killed_driver_lose_nothing(
         others=[nodes.lose],
         options=("--ray", nodes.address),
         workers_of=nodes.workers,
+        after_progress=True,
     )
 
 
@@ -130,6 +131,7 @@ def test_two_hundred_kills_five_drivers_two_nodes_and_two_restarts_lose_nothing(
         others=[restart, restart, nodes.lose, nodes.lose],
         options=("--ray", nodes.address),
         workers_of=nodes.workers,
+        after_progress=True,
     )
 
 
