@@ -30,7 +30,7 @@ CROP, WORKERS = (193, 385), 2
 SMALL, LARGE = "test_resnet", "mobilenet-v2"
 SCENES, UNSEEN = 240, 48
 #: Of backbones as classifiers, of whole models, and of cells on cached features.
-PRETRAINING, STEPS, LONG, SHORT = 160, 400, 400, 50
+PRETRAINING, STEPS, LONG, SHORT = 160, 100, 400, 50
 TRIALS, RERANKED, SEEDS = 60, 5, range(3)
 
 
