@@ -692,6 +692,6 @@ def test_the_library_of_charts_comes_with_its_licence() -> None:
     text = page(made(3))
     assert "Copyright 2017-2026 The Apache Software Foundation" in text
     assert "Licensed to the Apache Software Foundation" in text
-    folder = Path(dpcdsl.__file__).parent / "search" / "report" / "echarts"
+    folder = Path(dpcdsl.__file__).parent / "search" / "reporting" / "echarts"
     assert "Apache License" in (folder / "LICENSE").read_text(encoding="utf-8")
     assert "Apache ECharts" in (folder / "NOTICE").read_text(encoding="utf-8")

@@ -95,7 +95,7 @@ def test_killed_workers_a_lost_node_and_a_killed_driver_lose_nothing(
     killed(
         where,
         tmp_path,
-        trials=150,
+        trials=80,
         workers=1,
         drivers=1,
         seed=1,

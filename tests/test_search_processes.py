@@ -36,7 +36,7 @@ def test_workers_share_a_study(where: str, tmp_path: Path) -> None:
 
 
 def test_killed_workers_and_a_killed_driver_lose_nothing(where: str, tmp_path: Path) -> None:
-    killed(where, tmp_path, trials=200, workers=2, drivers=1, seed=1)
+    killed(where, tmp_path, trials=120, workers=2, drivers=1, seed=1)
 
 
 def test_the_database_may_go_away_for_a_while(

@@ -78,12 +78,25 @@ def open_storage(where: str, new: bool = True) -> RDBStorage:
     return storage
 
 
+class _Storage(RDBStorage):
+    """Leaves no connection behind where it cannot be made."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        try:
+            super().__init__(*arguments, **options)
+        except BaseException:
+            if hasattr(self, "scoped_session"):
+                self.scoped_session.remove()
+                self.engine.dispose()
+            raise
+
+
 def _made(url: _URL, engine: dict[str, Any]) -> RDBStorage:
     """Several that come to an empty database at once all make its tables, of which only one succeeds."""
     for again in range(5):
         try:
             # As text it would have to be escaped: twice, since Optuna fills in templates.
-            return RDBStorage(url.render_as_string(hide_password=False), engine_kwargs=engine)
+            return _Storage(url.render_as_string(hide_password=False), engine_kwargs=engine)
         except (ProgrammingError, IntegrityError, OperationalError) as error:
             if again == 4 or not re.search("already exists|duplicate key|UNIQUE", str(error)):
                 raise

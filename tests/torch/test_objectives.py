@@ -134,17 +134,17 @@ def test_a_training_that_was_killed_goes_on_where_it_was(folder: Path, tmp_path:
         "2",
     ]
     command += ["--data", folder / "data", "--weights", folder / "weights", *TRAINING, "--json"]
-    command += ["--steps", "30", "--rate", "0.03", "--batch-norm-momentum", "0.1", "--save-every", "1", "--grace", "1"]
+    command += ["--steps", "16", "--rate", "0.03", "--batch-norm-momentum", "0.1", "--save-every", "1", "--grace", "1"]
     run = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL)
-    wait_for(lambda: [path for path in tmp_path.glob(f"out/*/{FILE}") if read_checkpoint(path).step > 3])
+    wait_for(lambda: [path for path in tmp_path.glob(f"out/*/{FILE}") if read_checkpoint(path).step > 1])
     run.send_signal(signal.SIGKILL)
     run.wait()
     steps = {path: read_checkpoint(path).step for path in tmp_path.glob(f"out/*/{FILE}")}
-    assert all(step < 30 for step in steps.values())
+    assert all(step < 16 for step in steps.values())
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, check=True)
     found = json.loads(done.stdout)["finalists"]
     assert [one["final"]["place"] for one in found] == [1, 2]
-    whole = training(folder, tmp_path / "whole", SETTINGS.model_copy(update={"steps": 30}))
+    whole = training(folder, tmp_path / "whole", SETTINGS.model_copy(update={"steps": 16}))
     expected = [whole(cell, Attempt(0, 3)) for cell in best]
     assert sorted(one["final"]["score"] for one in found) == sorted(expected)
     card = (tmp_path / "out" / "winner.txt").read_text()
