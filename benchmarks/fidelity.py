@@ -10,7 +10,7 @@ import statistics
 from pathlib import Path
 
 import dpcdsl
-from dpcdsl.search import Plan, identity_of, search
+from dpcdsl.search import Plan, SearchProgress, identity_of, search
 from dpcdsl.search.comparison import drawn_cells, fidelity, plot_fidelity
 from dpcdsl.search.reranking import rerank
 from dpcdsl.segmentation.cache import Views
@@ -45,9 +45,8 @@ def described(backbone: str) -> ModelDescription:
 @functools.cache
 def data() -> tuple[DataSet, DataSet]:
     for split, count in (("train", SCENES), ("val", UNSEEN)):
-        if not (OUT / "data" / split).is_dir():
-            for _ in write_synthetic(OUT / "data", SyntheticSet(count, split, CROP)):
-                pass
+        for _ in write_synthetic(OUT / "data", SyntheticSet(count, split, CROP)):
+            pass
     return open_data(OUT / "data", "train"), open_data(OUT / "data", "val")
 
 
@@ -141,8 +140,7 @@ class _Told:
     def __init__(self, what: str) -> None:
         self.what, self.last = what, -1
 
-    def __call__(self, progress: object) -> None:
-        finished = getattr(progress, "finished", 0)
-        if finished != self.last:
-            self.last = finished
-            print(f"  {self.what}: {finished} of {getattr(progress, 'trials', 0)}", flush=True)
+    def __call__(self, progress: SearchProgress) -> None:
+        if progress.finished != self.last:
+            self.last = progress.finished
+            print(f"  {self.what}: {progress.finished} of {progress.trials}", flush=True)

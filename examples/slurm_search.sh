@@ -9,7 +9,7 @@
 #SBATCH --cpus-per-task=4
 #SBATCH --time=24:00:00
 #SBATCH --requeue
-#SBATCH --signal=TERM@60
+#SBATCH --signal=B:TERM@60  # to this script itself, a minute before its time is up
 
 set -euo pipefail
 

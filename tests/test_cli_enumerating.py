@@ -246,7 +246,10 @@ def test_an_interrupted_table_leaves_nothing(tmp_path: Path) -> None:
         while len(list(tmp_path.iterdir())) < 2:
             time.sleep(0.02)
         process.send_signal(2)
-        _, told = process.communicate(timeout=60)
+        try:
+            _, told = process.communicate(timeout=60)
+        finally:
+            process.kill()  # one that does not hear of it would go on for ever
     assert process.returncode == 130
     assert told.strip() == b"interrupted"
     assert [path.read_text() for path in tmp_path.iterdir()] == ["what was there"]

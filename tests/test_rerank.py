@@ -237,6 +237,8 @@ def test_fidelity_command(dpc: Dpc, tmp_path: Path) -> None:
     ways = '[one]\nobjective = "final.py:final"\n[two]\nobjective = "final.py:noisy"\n'
     (tmp_path / "ways.toml").write_text(ways)
     command = ("fidelity", "dpc", "ways.toml", "--count", "12", "--storage", "f.db", "--workers", "2")
+    refused = dpc(*command, "-o", "plot.txt")
+    assert (refused.code, "DPC063" in refused.err, (tmp_path / "f.db").exists()) == (1, True, False)
     done = dpc(*command, "-o", "plot.svg")
     assert done.code == 0, done.err
     lines = done.out.splitlines()

@@ -10,10 +10,9 @@ import click
 
 from dpcdsl.cli.common import json_option, print_json, space_argument, space_of, where_option
 from dpcdsl.cli.searches import (
-    fleet_of,
     fleet_options,
     name_option,
-    plugins,
+    running,
     searching,
     storage_option,
     training_objective,
@@ -23,6 +22,7 @@ from dpcdsl.cli.searches import (
 from dpcdsl.cli.training import training_options
 from dpcdsl.explain import table
 from dpcdsl.files import write_whole
+from dpcdsl.plots import plot_kind
 
 if TYPE_CHECKING:
     from dpcdsl.search.comparison import Fidelity
@@ -48,7 +48,6 @@ if TYPE_CHECKING:
 @training_options
 @click.option("--readers", type=click.IntRange(0), default=0, show_default=True, help="Processes that read images.")
 @click.option("--seed", type=click.IntRange(0), help="Of the trainings; the study's by default.")
-@click.option("--grace", type=click.FloatRange(1), default=60.0, show_default=True, hidden=True)
 @fleet_options
 @json_option
 def rerank_command(
@@ -78,7 +77,6 @@ def rerank_command(
     with searching():
         from dpcdsl.search.objective import NamedObjective, Objective
         from dpcdsl.search.reranking import rerank
-        from dpcdsl.search.worker import Terms
 
     if objective == "training":
         if data is None or folder is None:
@@ -94,11 +92,8 @@ def rerank_command(
             name=name,
             final=final,
             seed=seed,
-            workers=workers,
-            terms=Terms(top, interval=min(10.0, grace / 3), grace=grace),
-            fleet=fleet_of(address, cpus, gpus),
-            prepare=plugins(),
             report=report,
+            **running(workers, address, cpus, gpus, grace),
         )
     if as_json:
         print_json(_as_json(found))
@@ -199,7 +194,6 @@ def _draw(winner: Finalist, path: Path) -> None:
 @click.option("-o", "--out", metavar="FILE", type=click.Path(path_type=Path), help="A plot: .png, .svg or .pdf.")
 @storage_option
 @name_option("fidelity")
-@click.option("--grace", type=click.FloatRange(1), default=60.0, show_default=True, hidden=True)
 @fleet_options
 @json_option
 def fidelity_command(
@@ -226,8 +220,9 @@ def fidelity_command(
     """
     with searching():
         from dpcdsl.search.comparison import drawn_cells, fidelity, plot_fidelity
-        from dpcdsl.search.worker import Terms
 
+    if out is not None:
+        plot_kind(out)  # before hours of work, and not after
     named = space_of(space, where)
     objectives = ways_of(ways)
     cells = drawn_cells(named.space, count, seed)
@@ -239,11 +234,8 @@ def fidelity_command(
             objectives,
             name=name,
             seed=seed,
-            workers=workers,
-            terms=Terms(len(cells), interval=min(10.0, grace / 3), grace=grace),
-            fleet=fleet_of(address, cpus, gpus),
-            prepare=plugins(),
             report=report,
+            **running(workers, address, cpus, gpus, grace),
         )
     if out is not None:
         plot_fidelity(found, out)

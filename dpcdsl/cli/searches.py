@@ -25,17 +25,20 @@ if TYPE_CHECKING:
     from dpcdsl.search.driver import SearchProgress
     from dpcdsl.search.fleet import Fleet
     from dpcdsl.search.objective import Objective
+    from dpcdsl.search.worker import Terms
     from dpcdsl.segmentation.objective import ProxyObjective, TrainingObjective
 
 __all__ = [
-    "fleet_of",
     "fleet_options",
+    "grace_option",
     "name_option",
     "plugins",
     "proxy_or_named",
+    "running",
     "searching",
     "storage_option",
     "storage_options",
+    "terms_of",
     "training_objective",
     "watching",
     "ways_of",
@@ -70,7 +73,7 @@ storage_option = click.option(
 
 
 def fleet_options(command: F) -> F:
-    """How many workers, and where they run: for :func:`fleet_of`."""
+    """How many workers, where they run, and when they count as dead: for :func:`running`."""
     for option in reversed(
         [
             click.option(
@@ -88,13 +91,36 @@ def fleet_options(command: F) -> F:
                 help="Of a node of the cluster, for each; 1 by default.",
             ),
             click.option("--gpus", type=click.FloatRange(0), help="Of a node of the cluster, for each; 0 by default."),
+            grace_option,
         ]
     ):
         command = option(command)
     return command
 
 
-def fleet_of(address: str | None, cpus: float | None, gpus: float | None) -> Fleet | None:
+grace_option = click.option(
+    "--grace",
+    type=click.FloatRange(1),
+    default=60.0,
+    show_default=True,
+    help="Seconds until a worker counts as dead.",
+)
+
+
+def terms_of(grace: float, trials: int = 1) -> Terms:
+    """trials: those of a search are its own."""
+    from dpcdsl.search.worker import Terms
+
+    return Terms(trials, interval=min(10.0, grace / 3), grace=grace)
+
+
+def running(workers: int, address: str | None, cpus: float | None, gpus: float | None, grace: float) -> dict[str, Any]:
+    """How a search is run, as options of its function."""
+    fleet = _fleet(address, cpus, gpus)
+    return {"workers": workers, "terms": terms_of(grace), "fleet": fleet, "prepare": plugins()}
+
+
+def _fleet(address: str | None, cpus: float | None, gpus: float | None) -> Fleet | None:
     if address is None:
         if cpus is not None or gpus is not None:
             raise DpcError.of("DPC062", "--cpus and --gpus are of a node of a cluster: they go with --ray")

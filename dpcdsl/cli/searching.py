@@ -26,12 +26,14 @@ from dpcdsl.cli.common import (
     where_option,
 )
 from dpcdsl.cli.searches import (
-    fleet_of,
     fleet_options,
+    grace_option,
     plugins,
     proxy_or_named,
+    running,
     searching,
     storage_options,
+    terms_of,
     watching,
 )
 from dpcdsl.errors import DpcError
@@ -43,7 +45,6 @@ if TYPE_CHECKING:
     from dpcdsl.search.objective import Objective
     from dpcdsl.search.storage import Seen
     from dpcdsl.search.study import Plan
-    from dpcdsl.search.worker import Terms
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -102,13 +103,6 @@ def _search_options(command: F) -> F:
         click.option(
             "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of proposals and evaluations."
         ),
-        click.option(
-            "--grace",
-            type=click.FloatRange(1),
-            default=60.0,
-            show_default=True,
-            help="Seconds until a worker counts as dead.",
-        ),
         storage_options,
         proxy_options,
         device_option,
@@ -125,7 +119,7 @@ class _Asked(NamedTuple):
     objective: Objective
     strategy: Any
     first: list[Cell]
-    terms: Terms
+    trials: int
 
 
 def _asked(
@@ -141,7 +135,6 @@ def _asked(
     minimize: tuple[str, ...],
     first: tuple[str, ...],
     seed: int,
-    grace: float,
     trains: str,
     held_out: str,
     device: str,
@@ -151,7 +144,6 @@ def _asked(
         from dpcdsl.search.objective import identity_of
         from dpcdsl.search.strategies import NearBest
         from dpcdsl.search.study import Plan
-        from dpcdsl.search.worker import Terms
 
     chosen: Any = strategy
     asked: dict[str, Any] = {"uniform": uniform, "best": best, "radius": radius}
@@ -163,7 +155,7 @@ def _asked(
     maximized, costs = proxy_or_named(objective, cache, trains, held_out, device, settings)
     plan = Plan.of(named.space, identity_of(maximized), named.name, minimize=minimize, seed=seed, **costs)
     cells = [cell_of(reference)[1] for reference in first]
-    return _Asked(plan, maximized, chosen, cells, Terms(trials, interval=min(10.0, grace / 3), grace=grace))
+    return _Asked(plan, maximized, chosen, cells, trials)
 
 
 @search_command.command("run")
@@ -175,6 +167,7 @@ def run(
     address: str | None,
     cpus: float | None,
     gpus: float | None,
+    grace: float,
     storage: str,
     name: str,
     as_json: bool,
@@ -193,14 +186,11 @@ def run(
             asked.plan,
             asked.objective,
             asked.strategy,
-            trials=asked.terms.trials,
-            workers=workers,
+            trials=asked.trials,
             name=name,
             first=asked.first,
-            terms=asked.terms,
-            fleet=fleet_of(address, cpus, gpus),
-            prepare=plugins(),
             report=report,
+            **running(workers, address, cpus, gpus, grace),
         )
     with found as study:
         _tell_best(study.best(5), as_json)
@@ -219,7 +209,8 @@ def run(
     show_envvar=True,
     help="Which of them this is, from 0.",
 )
-def worker(workers: int, index: int, storage: str, name: str, **options: Any) -> None:
+@grace_option
+def worker(workers: int, index: int, grace: float, storage: str, name: str, **options: Any) -> None:
     """Work on a study as one of many, each begun by itself: a job of Slurm, or of Kubernetes.
 
     All are given the same options, but --index. The first to come begins the study. Ctrl-C and SIGTERM give up the
@@ -238,7 +229,7 @@ def worker(workers: int, index: int, storage: str, name: str, **options: Any) ->
         for cell in asked.first:
             study.enqueue(cell)
         count = View(study).updated().count
-    terms = replace(asked.terms, asker=index, askers=workers, since=count)
+    terms = replace(terms_of(grace, asked.trials), asker=index, askers=workers, since=count)
     with suppress(KeyboardInterrupt):
         serve(Job(storage, name, asked.objective, asked.strategy, terms, plugins()), end)
     if end.asked:

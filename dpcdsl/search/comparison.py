@@ -5,16 +5,17 @@ Each way is a study in one storage, of just those cells: it is resumed, shared o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from dpcdsl.cell import Cell
-from dpcdsl.errors import DpcError, shown
+from dpcdsl.errors import DpcError
+from dpcdsl.plots import write_figure
 from dpcdsl.search.correlations import Agreement, agreement
-from dpcdsl.search.driver import search
+from dpcdsl.search.driver import evaluate_all
 from dpcdsl.search.objective import Objective, identity_of
 from dpcdsl.search.proposer import Proposer, class_key
 from dpcdsl.search.study import Plan, SearchStudy, last_attempts
@@ -88,17 +89,11 @@ def fidelity(
     """
     for way, objective in objectives.items():
         plan = Plan.of(space, identity_of(objective), seed=seed)
-        with SearchStudy.begin(where, plan, f"{name}.{way}") as there:
-            records = [seen.record for seen in there.records() if seen.record and seen.record.withdrawn is None]
-        trials = len({record.key for record in records} | {class_key(cell).hex() for cell in cells})
-        study = search(
-            where, plan, objective, "exhaustive", trials=trials, name=f"{name}.{way}", first=cells, **options
-        )
-        study.close()
+        evaluate_all(where, plan, objective, cells, name=f"{name}.{way}", **options)
     return compare(where, objectives.keys(), cells, name=name)
 
 
-def compare(where: str, ways: Sequence[str] | Any, cells: Sequence[Cell], *, name: str = "fidelity") -> Fidelity:
+def compare(where: str, ways: Iterable[str], cells: Sequence[Cell], *, name: str = "fidelity") -> Fidelity:
     """What the studies NAME.WAY have of these cells until now. Raises :class:`DpcError` (DPC098) if one is missing."""
     keys = [class_key(cell).hex() for cell in cells]
     scores = {}
@@ -116,19 +111,10 @@ def compare(where: str, ways: Sequence[str] | Any, cells: Sequence[Cell], *, nam
 def plot_fidelity(found: Fidelity, path: Path) -> None:
     """One scatter plot for every two ways, as figure 3. The path's ending says what is written: .png, .svg or .pdf.
 
-    Raises :class:`DpcError`: DPC063 for another ending, DPC062 for fewer than two ways, and DPC060 where the file
-    cannot be written.
+    Raises :class:`DpcError`: DPC062 for fewer than two ways, and what :func:`~dpcdsl.plots.write_figure` raises.
     """
-    import io
-
-    import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    from dpcdsl.files import write_whole
-
-    kind = path.suffix.lower().removeprefix(".")
-    if kind not in ("png", "svg", "pdf"):
-        raise DpcError.of("DPC063", f"a plot cannot be written as {shown(path.name)}", hint=".png, .svg or .pdf")
     pairs = found.pairs()
     if not pairs:
         raise DpcError.of("DPC062", "there is nothing to compare", hint="give two ways or more")
@@ -144,7 +130,4 @@ def plot_fidelity(found: Fidelity, path: Path) -> None:
             axes.set_title(f"ρ = {agree.spearman:.2f}, τ = {agree.kendall:.2f}", fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
-    buffer = io.BytesIO()
-    with mpl.rc_context({"svg.hashsalt": "fidelity"}):
-        figure.savefig(buffer, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
-    write_whole(path, buffer.getvalue())
+    write_figure(figure, path)

@@ -17,12 +17,13 @@ from dpcdsl.search.fleet import Crew, Fleet
 from dpcdsl.search.jobs import Job
 from dpcdsl.search.objective import Objective
 from dpcdsl.search.processes import Processes
+from dpcdsl.search.proposer import class_key
 from dpcdsl.search.storage import Seen
 from dpcdsl.search.strategies import Strategy
 from dpcdsl.search.study import Plan, SearchStudy, View
 from dpcdsl.search.worker import Terms
 
-__all__ = ["SearchProgress", "search"]
+__all__ = ["SearchProgress", "evaluate_all", "search"]
 
 _LOOKS = 0.5  # seconds between two looks at the study
 
@@ -94,6 +95,19 @@ def search(
         tell()
         refused.pop_all()  # the caller closes it
     return study
+
+
+def evaluate_all(
+    where: str, plan: Plan, objective: Objective, cells: Sequence[Cell], *, name: str, **options: Any
+) -> None:
+    """Has ``cells`` evaluated, each once, in a study of just these and what an earlier call has given. options: of
+    :func:`search`, which it raises as well.
+    """
+    with SearchStudy.begin(where, plan, name) as study:  # what an earlier call has begun is finished, too
+        records = [seen.record for seen in study.records() if seen.record and seen.record.withdrawn is None]
+    trials = len({record.key for record in records} | {class_key(cell).hex() for cell in cells})
+    # All are given: the strategy is never asked.
+    search(where, plan, objective, "exhaustive", trials=trials, name=name, first=cells, **options).close()
 
 
 def _progress(view: View, trials: int, rate: float) -> SearchProgress:

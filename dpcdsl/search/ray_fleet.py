@@ -28,24 +28,25 @@ _PATIENCE = 30.0  # seconds in which workers have to end when they are asked to
 
 class RayFleet:
     """A fleet on the cluster at ``address``: ``host:port``, "auto" for the one this machine is of, or "local" for a new
-    one of this machine alone, for as long as the search takes.
+    one of this machine alone, for as long as the search takes. A program that is in a cluster already stays in it.
 
     cpus, gpus: what each worker takes of a node. A worker for which there is no room waits until there is.
     """
 
     def __init__(self, address: str, cpus: float = 1, gpus: float = 0) -> None:
         self.address, self.cpus, self.gpus = address, cpus, gpus
-        self.checked = False
 
     def __enter__(self) -> RayFleet:
         """Raises :class:`DpcError` (DPC099) if there is no such cluster."""
         options: dict[str, Any] = {}
+        self.joins = not ray.is_initialized()
         if self.address == "local":
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
             options = {"include_dashboard": False, "num_cpus": max(os.cpu_count() or 1, math.ceil(self.cpus))}
         try:
-            _knock(self.address)
-            ray.init(self.address, log_to_driver=False, logging_level=logging.ERROR, **options)
+            if self.joins:
+                _knock(self.address)
+                ray.init(self.address, log_to_driver=False, logging_level=logging.ERROR, **options)
         except (OSError, ValueError, RuntimeError, lost.RayError) as error:
             raise DpcError.of(
                 "DPC099",
@@ -56,12 +57,11 @@ class RayFleet:
         return self
 
     def __exit__(self, *_: object) -> None:
-        ray.shutdown()
+        if self.joins:
+            ray.shutdown()
 
     def start(self, job: Job) -> Any:
-        if not self.checked:
-            self.checked = True
-            _check_reach(job.where)
+        _check_reach(job.where)
         return self.task.options(name=f"dpcdsl {job.name} {job.terms.asker}").remote(job)
 
     def ended(self, worker: Any) -> Ended | None:

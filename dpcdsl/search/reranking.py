@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from dpcdsl.errors import DpcError, shown
 from dpcdsl.search.correlations import Agreement, agreement
-from dpcdsl.search.driver import search
+from dpcdsl.search.driver import evaluate_all
 from dpcdsl.search.objective import Objective, identity_of
 from dpcdsl.search.storage import Seen
 from dpcdsl.search.study import Plan, SearchStudy, last_attempts
@@ -85,11 +85,7 @@ def rerank(
         )
         cells = [study.genes.cells.unrank(record.rank) for record in best]
     final = final or name + FINAL
-    with SearchStudy.begin(where, plan, final) as there:  # what an earlier call has begun is finished, too
-        records = [seen.record for seen in there.records() if seen.record and seen.record.withdrawn is None]
-    trials = len({record.key for record in (*records, *best)})
-    # All cells are given: the strategy is never asked.
-    search(where, plan, objective, "exhaustive", trials=trials, name=final, first=cells, **options).close()
+    evaluate_all(where, plan, objective, cells, name=final, **options)
     return finals(where, name, final)
 
 

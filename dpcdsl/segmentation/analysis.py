@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
 from dpcdsl.errors import DpcError
-from dpcdsl.files import write_whole
+from dpcdsl.plots import write_figure
 from dpcdsl.segmentation.model import SegmentationModel
 
 __all__ = ["BranchWeight", "branch_weights", "plot_branch_weights"]
@@ -48,9 +47,6 @@ def plot_branch_weights(weights: tuple[BranchWeight, ...], path: Path, title: st
     """
     from matplotlib.figure import Figure
 
-    kind = path.suffix.lower().removeprefix(".")
-    if kind not in ("png", "svg", "pdf"):
-        raise DpcError.of("DPC063", f"a plot cannot be written as `{path.name}`", hint=".png, .svg or .pdf")
     figure = Figure(figsize=(1.4 + 1.3 * len(weights), 3.6), layout="constrained")
     axes = figure.add_subplot()
     labels = [f"{one.name}\n{one.operator.replace(' ', chr(10), 1)}" for one in weights]
@@ -58,6 +54,4 @@ def plot_branch_weights(weights: tuple[BranchWeight, ...], path: Path, title: st
     axes.set_ylabel("L1 norm of the projection's weights")
     axes.set_title(title, parse_math=False)
     axes.spines[["top", "right"]].set_visible(False)
-    data = io.BytesIO()
-    figure.savefig(data, format=kind, dpi=150)
-    write_whole(path, data.getvalue())
+    write_figure(figure, path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from filelock import FileLock
 
 from dpcdsl.errors import DpcError
 from dpcdsl.segmentation.cache import MANIFEST, FeatureCache, digest_of_text, unusable
+from dpcdsl_torch import cache
 
 __all__ = ["at_hand"]
 
@@ -31,7 +31,7 @@ def at_hand(where: str | Path) -> Path:
         raise unusable(Path(str(where)), f"there is no {MANIFEST}", "name what `dpc cache build` has written") from None
     except Exception as error:  # whatever a store can bring
         raise _gone(str(where), error) from None
-    folder = _home() / digest_of_text(manifest.decode(errors="replace"))[:32]
+    folder = cache.folder().with_name("features") / digest_of_text(manifest.decode(errors="replace"))[:32]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         if not folder.is_dir():
@@ -63,10 +63,3 @@ def _opened(where: str) -> tuple[Any, str]:
 def _gone(where: str, error: Exception) -> DpcError:
     said = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return DpcError.of("DPC097", f"the store cannot be read: {said}", place=where[:200], hint="see that it can be")
-
-
-def _home() -> Path:
-    for name, parts in (("DPCDSL_CACHE", ()), ("XDG_CACHE_HOME", ("dpcdsl",))):
-        if named := os.environ.get(name):
-            return Path(named, *parts, "features").expanduser().absolute()
-    return Path.home() / ".cache" / "dpcdsl" / "features"

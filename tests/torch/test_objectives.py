@@ -277,7 +277,7 @@ def test_fidelity_of_the_proxy(dpc: Dpc, folder: Path, tmp_path: Path) -> None:
         """
     )
     (tmp_path / "small.dpc").write_text(SPACE)
-    command = ("fidelity", "small.dpc", "ways.toml", "--count", "3", "--workers", "2", "-o", "plot.png")
+    command = ("fidelity", "small.dpc", "ways.toml", "--count", "3", "-o", "plot.png")
     done = dpc(*command)
     assert done.code == 0, done.err
     assert "cached against end-to-end: " in done.out
