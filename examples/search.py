@@ -61,6 +61,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=8)
     parser.add_argument("--steps", type=int, default=150, help="of each cell's training")
     parser.add_argument("--scenes", type=int, default=120)
+    parser.add_argument("--workers", type=int, default=2)
     chosen = parser.parse_args()
     began = time.monotonic()
     shutil.rmtree(OUT, ignore_errors=True)
@@ -81,7 +82,8 @@ def main() -> None:
     plan = Plan.of(space, identity_of(objective), "dpc", features=held_out.facts.channels, size=size)
     print(f"\n{chosen.trials} of {dpcdsl.count(space):,} cells, ASPP first", flush=True)
     first = [dpcdsl.read_cell("aspp")]
-    study = search(str(OUT / "search.db"), plan, objective, trials=chosen.trials, workers=2, first=first, report=Told())
+    where, workers = str(OUT / "search.db"), chosen.workers
+    study = search(where, plan, objective, trials=chosen.trials, workers=workers, first=first, report=Told())
 
     with study:
         for seen in study.best(BEST):
@@ -91,7 +93,7 @@ def main() -> None:
     print(f"\nThe best {BEST} as whole models", flush=True)
     trained = TrainingSettings(steps=2 * chosen.steps, batch=4, rate=0.03, scales=(1.0,), batch_norm_momentum=0.1)
     whole = TrainingObjective(scenes, unseen, description, trained, OUT / "trained", weights)
-    found = rerank(str(OUT / "search.db"), whole, top=BEST, workers=2, report=Told())
+    found = rerank(where, whole, top=BEST, workers=workers, report=Told())
     rows = [["mIoU %", "by the proxy", "place", "trial", "parameters", "cell"]]
     for one in found.finalists:
         (proxy, final), record = one.scores, one.proxy.record
@@ -105,10 +107,10 @@ def main() -> None:
         )
     print("\n" + table(rows, right=(0, 1, 2, 3, 4)))
 
-    (OUT / "report.html").write_text(report(str(OUT / "search.db")), encoding="utf-8")
+    (OUT / "report.html").write_text(report(where), encoding="utf-8")
     print("\n".join(str(path) for path in sorted(OUT.glob("*.png"))))
     print(f"{OUT / 'report.html'}: open it in a browser")
-    print(f"{OUT / 'search.db'}: go on, or look, with `dpc search`")
+    print(f"{where}: go on, or look, with `dpc search`")
     print(f"{time.monotonic() - began:.0f} s")
 
 

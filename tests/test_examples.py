@@ -30,7 +30,7 @@ SAYS = {
 
 #: Less than it does by default, where that takes minutes.
 ARGUMENTS = {
-    "search.py": ["--steps", "2", "--scenes", "4", "--trials", "2"],
+    "search.py": ["--steps", "2", "--scenes", "4", "--trials", "2", "--workers", "1"],
     "segment.py": ["--steps", "2", "--scenes", "8"],
 }
 

@@ -226,7 +226,7 @@ def test_dpc_report(dpc: Dpc, tmp_path: Path) -> None:
     assert text == report("search.db")
     other = dpc("report", "search.db", "--final", "another")
     assert (other.code, "there is no study another" in other.err) == (1, True)
-    assert re.search(r"Spearman’s ρ is -0\.500 \(95 %: -1\.000 to \S+\) and Kendall’s τ is -0\.333\.", text)
+    assert "Spearman’s ρ is -0.500 and Kendall’s τ is -0.333." in text
 
 
 @pytest.mark.usefixtures("study")
@@ -384,7 +384,7 @@ def test_charts_are_drawn_and_told(opened: Opener) -> None:
         said = tab.locator(f"#{chart.get_attribute('aria-labelledby')}").inner_text()
         assert re.match(r"Fig\. \d\. .{60,}", said, re.S)
         chart.hover()
-    assert "12 cells with a final score. Spearman’s ρ is" in tab.content()
+    assert re.search(r"12 cells with a final score\. Spearman’s ρ is \S+ \(95 %: \S+ to \S+\) and", tab.content())
     failed = tab.locator("#failures ~ .scroll").inner_text()
     assert "3\tRuntimeError: out of memory" in failed
     assert len(tab.locator("details tbody tr").all()) == 2 + 81 + 5

@@ -65,7 +65,7 @@ def searched(where: str, trials: int = 30) -> SearchStudy:
 @pytest.mark.parametrize("seed", range(20))
 def test_agreement_is_scipys(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    count = int(rng.integers(5, 60))
+    count = int(rng.integers(8, 60))
     x = rng.normal(size=count)
     y = (x + rng.normal(size=count) * seed / 5).round(1 if seed % 2 else 9)  # with ties, and without
     found = agreement(x.tolist(), y.tolist())
@@ -113,6 +113,9 @@ def test_agreement_says() -> None:
     assert found.top == {1: 0.0, 2: 1.0, 4: 1.0}
     assert str(found).startswith("ρ = 0.90 (")
     assert str(found).endswith("τ = 0.71, 8 cells; both have 0% of the best 1, 100% of the best 2, 100% of the best 4")
+    few = agreement([1, 2, 3], [1, 2, 3])
+    assert (few.spearman, few.low, few.high) == (1, None, None), "whatever is drawn again of three is as well ordered"
+    assert str(few).startswith("ρ = 1.00, τ = 1.00, 3 cells; ")
     assert str(agreement([1, 1], [2, 3])) == "2 cells: too few, or all alike"
     with pytest.raises(DpcError, match="3 scores cannot be compared with 2"):
         agreement([1, 2, 3], [1, 2])

@@ -147,10 +147,12 @@ def score_of(cell: dpcdsl.Cell) -> float:
 
 
 def run(proposers: list[Proposer], rounds: int, learn: bool = True) -> list[tuple[int, int]]:
-    """(asker, rank): all askers ask, and then all are told. As when many ask at once."""
+    """(asker, rank): all askers ask, and then all are told, until there is nothing. As when many ask at once."""
     made: list[tuple[int, int]] = []
     for _ in range(rounds):
         asked = [(proposer.asker, proposer.ask()) for proposer in proposers]
+        if all(rank is None for _, rank in asked):
+            break
         for asker, rank in asked:
             if rank is None:
                 continue

@@ -16,6 +16,7 @@ from dpcdsl.errors import DpcError
 __all__ = ["Agreement", "agreement"]
 
 _RESAMPLES = 9_999
+_FEW = 8  # resamples of fewer cells are too much alike: an interval of them is far too narrow
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,9 @@ class Agreement:
     """Of two scores of the same cells.
 
     spearman: ρ, the correlation of the ranks; low, high: its 95 % bootstrap interval (BCa; Efron, 1987; of percentiles
-    where that is not defined). kendall: τ-b. All are from -1 to 1, and None where they are not defined: for fewer than
-    three cells, or a score that is the same for all. top: of the ``k`` best by one, the share that is among the ``k``
-    best by the other, by k.
+    where that is not defined), None for fewer than eight cells. kendall: τ-b. All are from -1 to 1, and None where they
+    are not defined: for fewer than three cells, or a score that is the same for all. top: of the ``k`` best by one, the
+    share that is among the ``k`` best by the other, by k.
     """
 
     cells: int
@@ -41,7 +42,7 @@ class Agreement:
     def __str__(self) -> str:
         if self.spearman is None:
             return f"{self.cells} cells: too few, or all alike"
-        between = f" ({self.low:.2f} to {self.high:.2f})"
+        between = "" if self.low is None else f" ({self.low:.2f} to {self.high:.2f})"
         tops = ", ".join(f"{share:.0%} of the best {k}" for k, share in self.top.items())
         return f"ρ = {self.spearman:.2f}{between}, τ = {self.kendall:.2f}, {self.cells} cells; both have {tops}"
 
@@ -60,7 +61,7 @@ def agreement(one: Sequence[float], other: Sequence[float], *, top: Sequence[int
     best = {k: len(_best(x, k) & _best(y, k)) / k for k in shares if k <= count}
     if count < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return Agreement(count, None, None, None, None, best)
-    low, high = _interval(x, y, seed)
+    low, high = _interval(x, y, seed) if count >= _FEW else (None, None)
     return Agreement(count, float(_spearman(x, y)), low, high, float(stats.kendalltau(x, y).statistic), best)
 
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torchmetrics.classification import MulticlassConfusionMatrix
 
 from dpcdsl.errors import DpcError
 from dpcdsl.segmentation.datasets import DataSet
 from dpcdsl.segmentation.labels import IGNORED, LabelSet
 from dpcdsl.segmentation.prediction import Predictor
 
-__all__ = ["Evaluation", "evaluate"]
+if TYPE_CHECKING:
+    from torchmetrics.classification import MulticlassConfusionMatrix
+
+__all__ = ["Evaluation", "Pixels", "evaluate"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,24 @@ class Evaluation:
         return float(self.confusion.diagonal().double().sum() / self.confusion.sum())
 
 
+class Pixels:
+    """Counts them, by label and by prediction. classes: their names."""
+
+    def __init__(self, classes: tuple[str, ...]) -> None:
+        from torchmetrics.classification import MulticlassConfusionMatrix  # takes over a second
+
+        self.classes = classes
+        self._matrix: MulticlassConfusionMatrix = MulticlassConfusionMatrix(len(classes), ignore_index=IGNORED)
+
+    def add(self, predicted: Tensor, labels: Tensor) -> None:
+        """Both integers, of one shape, of one image or many."""
+        self._matrix.update(predicted.flatten().long(), labels.flatten().long())
+
+    def evaluation(self) -> Evaluation:
+        """Of all until now."""
+        return Evaluation(self.classes, self._matrix.compute().long())
+
+
 def evaluate(
     predictor: Predictor,
     data: DataSet,
@@ -59,12 +80,12 @@ def evaluate(
             f"({_some(data.labels)})",
             hint="evaluate it on the data set that it was trained on",
         )
-    matrix = MulticlassConfusionMatrix(labels.count, ignore_index=IGNORED)
+    pixels = Pixels(labels.names)
     for index in range(len(data)):
         example = data[index]
-        matrix.update(predictor(example.image).flatten().long(), example.labels.flatten().long())
+        pixels.add(predictor(example.image), example.labels)
         report(index + 1)
-    return Evaluation(labels.names, matrix.compute().long())
+    return pixels.evaluation()
 
 
 def _some(labels: LabelSet) -> str:

@@ -18,15 +18,13 @@ from typing import Any
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torchmetrics.classification import MulticlassConfusionMatrix
 
 from dpcdsl.cell import Cell
 from dpcdsl.errors import DpcError
 from dpcdsl.layers import Pooling
 from dpcdsl.references import read_cell
 from dpcdsl.segmentation.cache import FeatureCache, unusable
-from dpcdsl.segmentation.evaluation import Evaluation
-from dpcdsl.segmentation.labels import IGNORED
+from dpcdsl.segmentation.evaluation import Pixels
 from dpcdsl.segmentation.loading import example_at, seed_dropout
 from dpcdsl.segmentation.prediction import label_map
 from dpcdsl.segmentation.processes import device_of
@@ -269,17 +267,14 @@ def _evaluate(running: list[_Candidate], cache: FeatureCache, held_out: FeatureC
             features, _ = _batch(cache, settings, number, device)
             for one in running:
                 one.see(features)
-    classes = cache.facts.model.labels.names
-    matrices = [MulticlassConfusionMatrix(len(classes), ignore_index=IGNORED) for _ in running]
+    counted = [Pixels(cache.facts.model.labels.names) for _ in running]
     for features, labels in held_out:
         whole = features[None].to(device).float()
         height, width = labels.shape
-        for one, matrix in zip(running, matrices, strict=True):
-            found = label_map([one.logits(whole)[0]], (height, width))
-            matrix.update(found.flatten().long(), labels.flatten().long())
-    for one, matrix in zip(running, matrices, strict=True):
-        miou = Evaluation(classes, matrix.compute().long()).miou
-        point = CurvePoint(step, one.losses.mean(), miou, one.seconds)
+        for one, pixels in zip(running, counted, strict=True):
+            pixels.add(label_map([one.logits(whole)[0]], (height, width)), labels)
+    for one, pixels in zip(running, counted, strict=True):
+        point = CurvePoint(step, one.losses.mean(), pixels.evaluation().miou, one.seconds)
         one.ends(point, watch(one.index, point))
 
 

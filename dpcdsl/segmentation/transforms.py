@@ -13,8 +13,6 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (the name everyone gives it)
 from pydantic import Field
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as V  # noqa: N812
 
 from dpcdsl.errors import DpcError
 from dpcdsl.layers import Size
@@ -87,9 +85,13 @@ class Augmentation:
         """
         scale = self.scales[self._below(len(self.scales), generator)]
         if scale != 1:
+            # Takes over a second to import, and those that read cached features do without.
+            from torchvision.transforms.v2 import InterpolationMode
+            from torchvision.transforms.v2.functional import resize
+
             size = [max(1, round(scale * side)) for side in labels.shape]
-            image = V.resize(image, size, InterpolationMode.BILINEAR, antialias=False)
-            labels = V.resize(labels[None], size, InterpolationMode.NEAREST)[0]
+            image = resize(image, size, InterpolationMode.BILINEAR, antialias=False)
+            labels = resize(labels[None], size, InterpolationMode.NEAREST)[0]
         value, labels = padded(self.preprocessing(image), labels, self.crop)
         top, left = (
             self._below(have - want + 1, generator) for have, want in zip(labels.shape, self.crop, strict=True)

@@ -116,35 +116,25 @@ def test_what_it_computes_is_its_identity(folder: Path, tmp_path: Path) -> None:
     assert training(folder, tmp_path, SETTINGS.model_copy(update={"seed": 9})).identity == objective.identity
 
 
-def test_a_training_that_was_killed_goes_on_where_it_was(folder: Path, tmp_path: Path) -> None:
+def test_a_training_that_was_killed_goes_on_where_it_was(dpc: Dpc, folder: Path, tmp_path: Path) -> None:
     """`dpc rerank`, killed as a whole and given again: bit for bit what it would have been."""
     where, space = str(tmp_path / "search.db"), dpcdsl.parse(SPACE).space("small")
     with SearchStudy.begin(where, Plan.of(space, {"objective": "of the tests"}, seed=3)) as study:
         work(study, lambda cell, _: -float(len(str(cell))), "uniform", Terms(3))
         best = [dpcdsl.parse_cell(seen.record.cell) for seen in study.best(2) if seen.record]
-    command = [
-        Path(sys.executable).with_name("dpc"),
-        "rerank",
-        "search.db",
-        "--top",
-        "2",
-        "-o",
-        "out",
-        "--workers",
-        "2",
-    ]
-    command += ["--data", folder / "data", "--weights", folder / "weights", *TRAINING, "--json"]
-    command += ["--steps", "16", "--rate", "0.03", "--batch-norm-momentum", "0.1", "--save-every", "1", "--grace", "1"]
-    run = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    command = ["rerank", "search.db", "--top", "2", "-o", "out", "--workers", "2", "--grace", "1", "--json"]
+    command += ["--data", str(folder / "data"), "--weights", str(folder / "weights"), *TRAINING, "--rate", "0.03"]
+    command += ["--steps", "8", "--batch-norm-momentum", "0.1", "--save-every", "1"]
+    program = Path(sys.executable).with_name("dpc")
+    run = subprocess.Popen([program, *command], cwd=tmp_path, stdout=subprocess.DEVNULL)
     wait_for(lambda: [path for path in tmp_path.glob(f"out/*/{FILE}") if read_checkpoint(path).step > 1])
     run.send_signal(signal.SIGKILL)
     run.wait()
     steps = {path: read_checkpoint(path).step for path in tmp_path.glob(f"out/*/{FILE}")}
-    assert all(step < 16 for step in steps.values())
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, check=True)
-    found = json.loads(done.stdout)["finalists"]
+    assert all(step < 8 for step in steps.values())
+    found = json.loads(dpc(*command).out)["finalists"]
     assert [one["final"]["place"] for one in found] == [1, 2]
-    whole = training(folder, tmp_path / "whole", SETTINGS.model_copy(update={"steps": 16}))
+    whole = training(folder, tmp_path / "whole", SETTINGS.model_copy(update={"steps": 8}))
     expected = [whole(cell, Attempt(0, 3)) for cell in best]
     assert sorted(one["final"]["score"] for one in found) == sorted(expected)
     card = (tmp_path / "out" / "winner.txt").read_text()

@@ -284,10 +284,8 @@ def _finals_in_words(findings: Findings, known: Sequence[int]) -> str:
     said = f"{_times(len(known), 'cell')} with a final score"
     if found.spearman is None:
         return f"{said}: too few for a correlation, or all alike."
-    return (
-        f"{said}. Spearman’s ρ is {found.spearman:.3f} (95 %: {found.low:.3f} to {found.high:.3f}) and Kendall’s τ is "
-        f"{found.kendall:.3f}."
-    )
+    between = "" if found.low is None else f" (95 %: {found.low:.3f} to {found.high:.3f})"
+    return f"{said}. Spearman’s ρ is {found.spearman:.3f}{between} and Kendall’s τ is {found.kendall:.3f}."
 
 
 def _agreement(findings: Findings, known: Sequence[int]) -> str:
