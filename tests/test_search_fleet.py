@@ -124,7 +124,7 @@ def test_two_hundred_kills_five_drivers_two_nodes_and_two_restarts_lose_nothing(
     killed(
         where,
         tmp_path,
-        trials=4_000,
+        trials=6_000,
         workers=200,
         drivers=5,
         seed=4,
