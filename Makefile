@@ -14,7 +14,7 @@ help:  ## What can be made
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-demo: .venv/installed  ## The main job on real input: a cell from text to a diagram, a cost, a trained model and a search
+demo: .venv/installed  ## The main job on real input: a cell from text to a trained model, then a small search, reranked, with its report
 	$(BIN)/python examples/demo.py
 	$(BIN)/python examples/segment.py
 	$(BIN)/python examples/search.py

@@ -213,7 +213,7 @@ def test_ways_are_compared_on_the_same_cells(final: NamedObjective, tmp_path: Pa
     cells = drawn_cells(subsets)
     ways = {"a": final, "b": NamedObjective(f"{tmp_path}/final.py:noisy")}
     for _ in range(2):
-        found = fidelity(where, subsets, cells, ways, workers=2)
+        found = fidelity(where, subsets, cells, ways)
         assert len((tmp_path / "log").read_text().splitlines()) == 31
     assert found.scores["a"] == tuple(-float(len(str(cell))) for cell in cells)
     (agree,) = found.pairs().values()

@@ -27,11 +27,11 @@ from dpcdsl.search.study import View
 
 pytestmark = pytest.mark.usefixtures("studies_are_closed")
 
-NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
+NODE = {"num_cpus": 2, "object_store_memory": 80 * 2**20, "include_dashboard": False}
 
 
 class Nodes:
-    """A Ray cluster whose head has no room for work, and nodes with room for one worker each."""
+    """A Ray cluster whose head has no room for work, and nodes with room for two workers each."""
 
     def __init__(self, count: int) -> None:
         self.cluster = Cluster(initialize_head=True, head_node_args={**NODE, "num_cpus": 0})
@@ -64,7 +64,8 @@ def nodes() -> Iterator[Nodes]:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_health_check_period_ms", "500")  # a lost node is found lost soon
         patch.setenv("RAY_health_check_timeout_ms", "1000")
-        made = Nodes(3)
+        patch.setenv("RAY_prestart_worker_first_driver", "0")  # processes that no one asks for
+        made = Nodes(2)
         try:
             yield made
         finally:

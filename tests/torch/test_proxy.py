@@ -23,7 +23,7 @@ from dpcdsl.segmentation.cache import FeatureCache, Views
 from dpcdsl.segmentation.caching import build_cache
 from dpcdsl.segmentation.checkpoints import FILE, Checkpoint, begin_with, write_checkpoint
 from dpcdsl.segmentation.description import ModelDescription
-from dpcdsl.segmentation.evaluation import evaluate
+from dpcdsl.segmentation.evaluation import Evaluation, evaluate
 from dpcdsl.segmentation.model import Head, SegmentationModel
 from dpcdsl.segmentation.prediction import Predictor
 from dpcdsl.segmentation.proxy_task import CurvePoint, ProxyResult, ProxySettings, proxy, proxy_many
@@ -249,7 +249,7 @@ class Scores:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *scores: float) -> None:
         coming = iter(scores)
-        monkeypatch.setattr(module.Evaluation, "miou", property(lambda _: next(coming)))
+        monkeypatch.setattr(Evaluation, "miou", property(lambda _: next(coming)))
 
 
 def test_patience(caches: Caches, monkeypatch: pytest.MonkeyPatch) -> None:
