@@ -147,7 +147,7 @@ def test_an_interrupt_ends_it_and_the_same_command_goes_on(nodes: Nodes, tmp_pat
     assert code == 130, err
     view = View(study).updated()
     assert not view.unfinished, "what a worker was at when it was interrupted waits for it to be heard of"
-    assert len(view.lost()) == 2
+    assert len(view.lost()) >= 2  # and more, if the machine was so busy that one had not been heard of before
     assert Run(tmp_path, where, *options).ended()[0] == 0
     check_once_each(study, 12)
 
