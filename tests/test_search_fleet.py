@@ -155,7 +155,7 @@ def test_an_interrupt_ends_it_and_the_same_command_goes_on(nodes: Nodes, tmp_pat
 def test_failures_alike_stop_a_search_on_a_cluster_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "fails.py").write_text("def score(cell, attempt):\n    raise ValueError(f'no data {attempt.number}')\n")
     command = [DPC_COMMAND, "search", "dpc", "--objective", "fails.py:score", "--trials", "99", "--ray", "local"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 1
     assert "the last 5 trials failed alike: ValueError: no data" in done.stderr.splitlines()[-2]
 
