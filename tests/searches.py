@@ -137,7 +137,6 @@ def killed(
     options: Sequence[str] = (),
     workers_of: Callable[[Run], list[int]] = Run.workers,
     after_progress: bool = False,
-    crew: int = 3,
 ) -> None:
     """Workers, drivers, and what ``others`` do, at random moments; what ends is every trial, once. after_progress: each
     only when a trial has ended since the last one, where workers take longer to begin than to be killed.
@@ -146,7 +145,7 @@ def killed(
     blows: list[str | Callable[[], None]] = ["worker"] * workers + ["driver"] * drivers
     blows += others
     moments.shuffle(blows)
-    options = ("--trials", str(trials), "--workers", str(crew), *options)
+    options = ("--trials", str(trials), "--workers", "3", *options)
     run = Run(folder, where, *options, pause=0.1)
     wait_for(lambda: logged(folder))
     for blow in blows:

@@ -261,7 +261,7 @@ def test_the_stack_is_never_exhausted() -> None:
             outcome(reader, text)
 
     for make in texts:
-        at(sys.getrecursionlimit() // 2, make(5_000))
+        at(sys.getrecursionlimit() // 2, make(20_000))
 
 
 @pytest.mark.parametrize("depth", [1, 30, 31, 32, 33, 49, 50, 51, 400, 900, 980, 990, 1000, 1100])

@@ -65,16 +65,16 @@ def searched(where: str, trials: int = 30) -> SearchStudy:
 @pytest.mark.parametrize("seed", range(20))
 def test_agreement_is_scipys(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    count = int(rng.integers(8, 60))
+    count = int(rng.integers(5, 60))
     x = rng.normal(size=count)
     y = (x + rng.normal(size=count) * seed / 5).round(1 if seed % 2 else 9)  # with ties, and without
     found = agreement(x.tolist(), y.tolist())
     assert found.spearman == pytest.approx(stats.spearmanr(x, y).statistic)
     assert found.kendall == pytest.approx(stats.kendalltau(x, y).statistic)
     assert found.spearman is not None
-    assert found.low is not None
-    assert found.high is not None
-    assert found.low - 1e-9 <= found.spearman <= found.high + 1e-9
+    assert (found.low is None) == (found.high is None) == (count < 8)
+    if found.low is not None and found.high is not None:
+        assert found.low - 1e-9 <= found.spearman <= found.high + 1e-9
 
 
 def test_the_interval_holds_what_it_says() -> None:
@@ -213,7 +213,7 @@ def test_ways_are_compared_on_the_same_cells(final: NamedObjective, tmp_path: Pa
     cells = drawn_cells(subsets)
     ways = {"a": final, "b": NamedObjective(f"{tmp_path}/final.py:noisy")}
     for _ in range(2):
-        found = fidelity(where, subsets, cells, ways)
+        found = fidelity(where, subsets, cells, ways, workers=2)
         assert len((tmp_path / "log").read_text().splitlines()) == 31
     assert found.scores["a"] == tuple(-float(len(str(cell))) for cell in cells)
     (agree,) = found.pairs().values()

@@ -147,7 +147,7 @@ def test_an_interrupt_ends_it_and_the_same_command_goes_on(nodes: Nodes, tmp_pat
     assert code == 130, err
     view = View(study).updated()
     assert not view.unfinished, "what a worker was at when it was interrupted waits for it to be heard of"
-    assert len(view.lost()) >= 2  # and more, if the machine was so busy that one had not been heard of before
+    assert len(view.lost()) == 2
     assert Run(tmp_path, where, *options).ended()[0] == 0
     check_once_each(study, 12)
 
@@ -155,7 +155,7 @@ def test_an_interrupt_ends_it_and_the_same_command_goes_on(nodes: Nodes, tmp_pat
 def test_failures_alike_stop_a_search_on_a_cluster_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "fails.py").write_text("def score(cell, attempt):\n    raise ValueError(f'no data {attempt.number}')\n")
     command = [DPC_COMMAND, "search", "dpc", "--objective", "fails.py:score", "--trials", "99", "--ray", "local"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 1
     assert "the last 5 trials failed alike: ValueError: no data" in done.stderr.splitlines()[-2]
 
@@ -197,16 +197,16 @@ class Worker:
 
 def test_workers_of_their_own_share_a_study_and_may_be_killed(where: str, tmp_path: Path) -> None:
     """They begin it at once; one is killed, one is told to end, and both come again, as a requeued job does."""
-    workers = [Worker(tmp_path, where, index, 2, 60) for index in range(2)]
+    workers = [Worker(tmp_path, where, index, 3, 90) for index in range(3)]
     wait_for(lambda: logged(tmp_path) >= 6)
     workers[0].process.kill()
     workers[1].process.send_signal(signal.SIGTERM)
     assert workers[1].ended() == (143, "")
     workers[0].ended()
-    workers = [Worker(tmp_path, where, index, 2, 60) for index in range(2)]
-    assert [one.ended() for one in workers] == [(0, "")] * 2
-    records = check_once_each(opened(where), 60)
-    assert {record.asker for record in records} == {0, 1}
+    workers[:2] = [Worker(tmp_path, where, index, 3, 90) for index in range(2)]
+    assert [one.ended() for one in workers] == [(0, "")] * 3
+    records = check_once_each(opened(where), 90)
+    assert {record.asker for record in records} == {0, 1, 2}
     withdrawn = [seen for seen in opened(where).records() if seen.record and seen.record.withdrawn]
     assert len(withdrawn) <= 6, "they propose the same cells"
 

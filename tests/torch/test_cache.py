@@ -375,7 +375,7 @@ def killed(built: Path, weights: Path, tmp_path: Path, kills: int, seed: int) ->
 
 
 def test_killed_at_random_moments_it_ends_the_same(built: Path, weights: Path, tmp_path: Path) -> None:
-    killed(built, weights, tmp_path, 2, seed=1)
+    killed(built, weights, tmp_path, 3, seed=1)
 
 
 @pytest.mark.soak

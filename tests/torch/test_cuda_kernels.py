@@ -31,8 +31,7 @@ from dpcdsl_torch.nvrtc import SOURCES, Cubin, Kernel, compile_source
 from dpcdsl_torch.primitives import Affine, NormGradient
 from dpcdsl_torch.task import Form, Task
 
-#: Compiling takes long: for the others in `make soak`.
-ARCHITECTURES = ("sm_90", *(pytest.param(name, marks=pytest.mark.soak) for name in ("sm_80", "sm_100", "sm_120")))
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "sm_120")
 GPU = torch.device("cuda", 0)
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")

@@ -124,17 +124,17 @@ def test_a_training_that_was_killed_goes_on_where_it_was(dpc: Dpc, folder: Path,
         best = [dpcdsl.parse_cell(seen.record.cell) for seen in study.best(2) if seen.record]
     command = ["rerank", "search.db", "--top", "2", "-o", "out", "--workers", "2", "--grace", "1", "--json"]
     command += ["--data", str(folder / "data"), "--weights", str(folder / "weights"), *TRAINING, "--rate", "0.03"]
-    command += ["--steps", "8", "--batch-norm-momentum", "0.1", "--save-every", "1"]
+    command += ["--steps", "16", "--batch-norm-momentum", "0.1", "--save-every", "1"]
     program = Path(sys.executable).with_name("dpc")
     run = subprocess.Popen([program, *command], cwd=tmp_path, stdout=subprocess.DEVNULL)
     wait_for(lambda: [path for path in tmp_path.glob(f"out/*/{FILE}") if read_checkpoint(path).step > 1])
     run.send_signal(signal.SIGKILL)
     run.wait()
     steps = {path: read_checkpoint(path).step for path in tmp_path.glob(f"out/*/{FILE}")}
-    assert all(step < 8 for step in steps.values())
+    assert all(step < 16 for step in steps.values())
     found = json.loads(dpc(*command).out)["finalists"]
     assert [one["final"]["place"] for one in found] == [1, 2]
-    whole = training(folder, tmp_path / "whole", SETTINGS.model_copy(update={"steps": 8}))
+    whole = training(folder, tmp_path / "whole", SETTINGS.model_copy(update={"steps": 16}))
     expected = [whole(cell, Attempt(0, 3)) for cell in best]
     assert sorted(one["final"]["score"] for one in found) == sorted(expected)
     card = (tmp_path / "out" / "winner.txt").read_text()

@@ -18,6 +18,7 @@ SOURCE = Path(__file__).parent / "fuzz_kernels.cpp"
 KEPT = tuple(flag for flag in FLAGS if flag.startswith(("-std", "-fopenmp", "-fno-")))
 STOP = "-fno-sanitize-recover=all"
 MEMORY = ("-fsanitize=address", STOP, "-g1")
+UNDEFINED = ("-fsanitize=undefined", STOP, "-g1")
 BOTH = ("-fsanitize=address,undefined", STOP, "-g1")
 #: Of OpenMP's threads the sanitizer knows nothing: the program has the kernels run in the standard library's.
 RACES = ("-fsanitize=thread", "-g1", "-DDPC_STD_THREADS")
@@ -66,12 +67,12 @@ def demand(flag: str) -> None:
 # Short: what takes time is the compiler, so each build does one thing, and -O0 is enough to look at memory.
 
 
-@pytest.mark.parametrize("flag", ["-march=x86-64", "-march=x86-64-v3"])
-def test_every_instruction_set(flag: str, compiler: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("flag", "more"), [("-march=x86-64", ("-O0", *UNDEFINED)), ("-march=x86-64-v3", ("-O1",))])
+def test_every_instruction_set(flag: str, more: tuple[str, ...], compiler: str, tmp_path: Path) -> None:
     if flag not in SETS:
         pytest.skip("not an x86-64")
     demand(flag)
-    assert f"{SETS[flag]} lanes, pairs 0" in run(built(compiler, tmp_path, "-O0", flag), seed=1, seconds=1)
+    assert f"{SETS[flag]} lanes, pairs 0" in run(built(compiler, tmp_path, flag, *more), seed=1, seconds=1)
 
 
 def test_no_access_beside_memory(compiler: str, tmp_path: Path) -> None:
